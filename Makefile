@@ -1,0 +1,71 @@
+# Everything runs in .venv, and each target sets up what it needs of it.
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+FRESH := .venv-constraints
+
+# One stamp for each stage, so that the demo does not wait for the test tools.
+VENV_READY := $(VENV)/.venv-ready
+DEMO_READY := $(VENV)/.demo-ready
+DEV_READY := $(VENV)/.dev-ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test lint format demo constraints clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(DEV_READY) ## Set up .venv with all tools
+
+test: $(DEV_READY) ## Run all tests (ARGS="-k name" for some)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(DEV_READY) ## Check style, types and imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(DEV_READY) ## Format the code, and mend what can be mended by itself
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+demo: $(DEMO_READY) ## Run 210 recorded conversations through a store and a worker
+	$(BIN)/python examples/coffee_bar.py $(ARGS)
+
+constraints: ## Renew the pins in constraints.txt (with Python 3.11)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo 'The pins are made with Python 3.11, the oldest supported: make constraints PYTHON=python3.11' >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(FRESH)
+	$(FRESH)/bin/python -m pip install -qU pip
+	$(FRESH)/bin/python -m pip install -q -e '.[demo]' --group test --group lint
+	echo '# Every version that `make` installs, made with Python 3.11. To renew: make constraints' > $(FRESH)/constraints.txt
+	$(FRESH)/bin/python -m pip freeze --all --exclude-editable --exclude setuptools >> $(FRESH)/constraints.txt
+	mv $(FRESH)/constraints.txt constraints.txt
+	rm -rf $(FRESH)
+
+clean: ## Remove .venv, caches and build artefacts
+	rm -rf $(VENV) $(FRESH) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Cleared first: what an older set of pins had left there could hide a missing dependency.
+$(VENV_READY): constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'threadloom needs Python 3.11 or newer; to name one: make PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo '$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install -qU -c constraints.txt pip
+	@touch $@
+
+$(DEMO_READY): $(VENV_READY) pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(DEV_READY): $(VENV_READY) pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e '.[demo]' --group test --group lint
+	@touch $(DEMO_READY) $@

@@ -1,0 +1,82 @@
+"""What is checked of objects that are handed in, before a store looks at anything it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+from threadloom.errors import InvalidInputError
+from threadloom.ids import check_id
+from threadloom.models import Message, MessageStatus, Run, RunStep, Thread, check_metadata
+
+__all__ = [
+    "MetadataChange",
+    "OnBusy",
+    "check_message",
+    "check_on_busy",
+    "check_run",
+    "check_step",
+    "check_thread",
+    "new_metadata",
+]
+
+MetadataChange = Mapping[str, str] | None | Callable[[dict[str, Any]], Mapping[str, str]]
+"""New metadata that replaces the old, none to clear it, or a plain function from the old to the new.
+
+The function runs under the lock, so that no other change comes between its reading and its writing. It must be quick
+and must not await; a store may run it in another thread.
+"""
+
+OnBusy = Literal["enqueue", "reject"]
+"""What ``create_run`` does where the thread has an active run: stand in line behind it, or raise ``ActiveRunError``."""
+
+
+def check_thread(thread: Thread) -> None:
+    """Raise unless ``thread`` may be kept."""
+    check_id(thread.id)
+    check_metadata(thread.metadata)
+
+
+def check_message(thread_id: str, message: Message) -> None:
+    """Raise unless ``message`` may be appended to the thread: it is whole, and says that it is in this thread."""
+    check_id(thread_id, message.id)
+    if message.run_id is not None:
+        check_id(message.run_id)
+    _check_same("message", "thread_id", message.thread_id, thread_id)
+    if message.status is MessageStatus.IN_PROGRESS:
+        text = f"Message {message.id!r} is in_progress; only whole ones, completed or incomplete, are appended."
+        raise InvalidInputError(text)
+    check_metadata(message.metadata)
+
+
+def check_run(thread_id: str, run: Run) -> None:
+    """Raise unless ``run`` may be kept in the thread."""
+    check_id(thread_id, run.id)
+    _check_same("run", "thread_id", run.thread_id, thread_id)
+    check_metadata(run.metadata)
+
+
+def check_step(thread_id: str, run_id: str, step: RunStep) -> None:
+    """Raise unless ``step`` may be kept in the run."""
+    check_id(thread_id, run_id, step.id)
+    _check_same("step", "thread_id", step.thread_id, thread_id)
+    _check_same("step", "run_id", step.run_id, run_id)
+    check_metadata(step.metadata)
+
+
+def check_on_busy(on_busy: OnBusy) -> None:
+    """Raise unless ``on_busy`` is one of the ways there are."""
+    if on_busy not in get_args(OnBusy):
+        text = f"on_busy must be one of {get_args(OnBusy)}, not {on_busy!r}."
+        raise InvalidInputError(text)
+
+
+def new_metadata(old: Mapping[str, Any], change: MetadataChange) -> dict[str, str]:
+    """Return the metadata that ``change`` makes of ``old``, or raise ``InvalidMetadataError``."""
+    return check_metadata(change(dict(old)) if callable(change) else change)
+
+
+def _check_same(what: str, field: str, has: str, asked: str) -> None:
+    if has != asked:
+        text = f"The {what}'s {field} is {has!r}, but it was handed in for {asked!r}."
+        raise InvalidInputError(text)

@@ -1,0 +1,360 @@
+"""Models to records and back: the one place that knows the keys of the files (format 1, ``docs/format.md``).
+
+A record is the JSON object that lies in a file. It has the seed's key names and leaves out what is absent. Reading is
+strict about types, where cattrs by default would turn ``7`` into ``"7"`` without a word, and lenient about keys: a null
+counts as absent, and ``patched`` keeps what we do not know when a record is rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import attrs
+import cattrs
+import orjson
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from threadloom.errors import InvalidInputError, SerializationError
+from threadloom.events import EventData, EventType, MessageDelta, RunEvent, StepDelta
+from threadloom.lifecycle import Lease, RunRecord
+from threadloom.models import (
+    Content,
+    FunctionCall,
+    ImageFileContent,
+    ImageUrlContent,
+    Message,
+    MessageCreation,
+    RefusalContent,
+    RequiredAction,
+    Run,
+    RunError,
+    RunStep,
+    StepDetails,
+    TextContent,
+    Thread,
+    ToolCall,
+    ToolCalls,
+    UnknownObject,
+)
+
+__all__ = ["Record", "decode", "dump", "dump_line", "from_record", "load", "patched", "to_record"]
+
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+def to_record(value: object) -> Record:
+    """Return the record of a model, a ``RunRecord`` or a ``RunEvent``."""
+    return cast("Record", _converter.unstructure(value))
+
+
+def from_record(record: object, model: type[T], path: Path | str, *, offset: int | None = None) -> T:
+    """Return the ``model`` that a record holds, or raise ``SerializationError``, which names ``path`` and what is wrong."""
+    try:
+        return _converter.structure(record, model)
+    except Exception:  # noqa: BLE001 - whatever a damaged record makes cattrs raise, it is damage
+        raise SerializationError(path, _reason(record, model), offset=offset) from None
+
+
+def decode(data: bytes, model: type[T], path: Path | str, *, offset: int | None = None) -> T:
+    """Return the ``model`` that JSON text holds, or raise ``SerializationError``."""
+    return from_record(load(data, path, offset=offset), model, path, offset=offset)
+
+
+def load(data: bytes, path: Path | str, *, offset: int | None = None) -> Any:
+    """Return what JSON text says, or raise ``SerializationError``."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        reason = f"not JSON ({error})" if data.strip() else "it is empty"
+        raise SerializationError(path, reason, offset=offset) from None
+
+
+def dump(record: Record) -> bytes:
+    """Return a small record as indented JSON, for a person to read, with a newline at its end."""
+    return _dumped(record, orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def dump_line(record: Record) -> bytes:
+    """Return a record as one line of a log, with its newline."""
+    return _dumped(record, orjson.OPT_APPEND_NEWLINE)
+
+
+def patched(raw: Mapping[str, Any], old: Record, new: Record) -> Record:
+    """Return ``raw``, the record as it lies in the file, with what differs from ``old`` to ``new`` changed in it.
+
+    What is not among our keys, or was written in a form of its own, is kept as it is.
+    """
+    changed = {key: value for key, value in new.items() if key not in old or old[key] != value}
+    kept = {key: value for key, value in raw.items() if key in new or key not in old}
+    return kept | changed
+
+
+def _dumped(record: Record, option: int) -> bytes:
+    try:
+        return orjson.dumps(record, option=option)
+    except orjson.JSONEncodeError as error:
+        message = f"This cannot be kept as JSON: {error}."
+        raise InvalidInputError(message) from None
+
+
+def _reason(record: object, model: type) -> str:
+    try:
+        _explaining_converter.structure(record, model)
+    except Exception as error:  # noqa: BLE001 - see from_record
+        return "; ".join(cattrs.transform_error(error, path="record")).rstrip(".")
+    return "it cannot be read"
+
+
+def _strict(kind: type, *accepted: type) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, _: Any) -> Any:
+        # bool is an int to Python, and is none to JSON.
+        if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
+            return value
+        message = f"expected {kind.__name__}, not {value!r}"
+        raise TypeError(message)
+
+    return structure
+
+
+_JSON_TYPES = (Mapping[str, Any], Mapping[str, Any] | None, str | Mapping[str, Any] | None)
+
+
+def _any_json(value: Any, _: Any) -> Any:
+    return value
+
+
+def _unstructure_content(block: Content) -> Record:
+    match block:
+        case TextContent():
+            return {"type": "text", "text": {"value": block.text, "annotations": list(block.annotations)}}
+        case ImageFileContent():
+            return {"type": "image_file", "image_file": _present(file_id=block.file_id, detail=block.detail)}
+        case ImageUrlContent():
+            return {"type": "image_url", "image_url": _present(url=block.url, detail=block.detail)}
+        case RefusalContent():
+            return {"type": "refusal", "refusal": block.refusal}
+        case UnknownObject():
+            return dict(block.data)
+
+
+def _structure_content(block: Any, _: Any) -> Content:
+    match block:
+        case {"type": "text", "text": {"value": str(text)}}:
+            return TextContent(text, tuple(block["text"].get("annotations") or ()))
+        case {"type": "text", "text": str(text)}:
+            return TextContent(text)
+        case {"type": "image_file", "image_file": {"file_id": str(file_id)}}:
+            return ImageFileContent(file_id, block["image_file"].get("detail"))
+        case {"type": "image_url", "image_url": {"url": str(url)}}:
+            return ImageUrlContent(url, block["image_url"].get("detail"))
+        case {"type": "refusal", "refusal": str(refusal)}:
+            return RefusalContent(refusal)
+        case {"type": str()} if not _is_known_content(block["type"]):
+            return UnknownObject(block)
+    message = f"expected a block of content, not {block!r}"
+    raise TypeError(message)
+
+
+def _is_known_content(kind: str) -> bool:
+    return kind in {"text", "image_file", "image_url", "refusal"}
+
+
+def _unstructure_tool_call(call: ToolCall | UnknownObject) -> Record:
+    if isinstance(call, UnknownObject):
+        return dict(call.data)
+    function = _present(name=call.function.name, arguments=call.function.arguments, output=call.function.output)
+    return {"id": call.id, "type": call.type, "function": function}
+
+
+def _structure_tool_call(call: Any, _: Any = None) -> ToolCall | UnknownObject:
+    match call:
+        case {"id": str(id_), "function": {"name": str(name), "arguments": str(arguments)}}:
+            function = FunctionCall(name=name, arguments=arguments, output=call["function"].get("output"))
+            return ToolCall(id=id_, function=function, type=call.get("type", "function"))
+        case {"type": str(kind)} if kind != "function":
+            return UnknownObject(call)
+    message = f"expected a tool call, not {call!r}"
+    raise TypeError(message)
+
+
+def _unstructure_details(details: StepDetails) -> Record:
+    match details:
+        case MessageCreation(message_id):
+            # Readable in both worlds: the seed looks for message_id, OpenAI's clients for the typed form.
+            return {
+                "message_id": message_id,
+                "type": "message_creation",
+                "message_creation": {"message_id": message_id},
+            }
+        case ToolCalls(calls):
+            return {"type": "tool_calls", "tool_calls": [_unstructure_tool_call(call) for call in calls]}
+        case UnknownObject(data):
+            return dict(data)
+
+
+def _structure_details(details: Any, _: Any) -> StepDetails | None:
+    match details:
+        case None:
+            return None
+        case {"message_id": str(message_id)} | {"message_creation": {"message_id": str(message_id)}}:
+            return MessageCreation(message_id)
+        case {"tool_calls": list(calls)}:
+            return ToolCalls(tuple(_structure_tool_call(call) for call in calls))
+        case dict():
+            return UnknownObject(details)
+    message = f"expected the details of a step, not {details!r}"
+    raise TypeError(message)
+
+
+def _unstructure_required_action(action: RequiredAction) -> Record:
+    calls = [_unstructure_tool_call(call) for call in action.tool_calls]
+    return {"type": "submit_tool_outputs", "submit_tool_outputs": {"tool_calls": calls}}
+
+
+def _structure_required_action(action: Any, _: Any) -> RequiredAction:
+    calls = [_structure_tool_call(call) for call in action["submit_tool_outputs"]["tool_calls"]]
+    return RequiredAction(tuple(call for call in calls if isinstance(call, ToolCall)))
+
+
+def _present(**values: Any) -> Record:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+_EVENT_DATA: tuple[tuple[str, type[EventData]], ...] = (
+    ("thread.run.step.delta", StepDelta),
+    ("thread.run.step.", RunStep),
+    ("thread.run.", Run),
+    ("thread.message.delta", MessageDelta),
+    ("thread.message.", Message),
+)
+_EVENT_DATA_BY_TYPE = {
+    kind: next(model for prefix, model in _EVENT_DATA if kind.startswith(prefix)) for kind in EventType
+}
+
+
+def _converter_with(*, detailed: bool) -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=detailed, omit_if_default=True)
+    converter.register_structure_hook(str, _strict(str, str))
+    converter.register_structure_hook(StrEnum, lambda value, kind: kind(value))
+    converter.register_unstructure_hook(StrEnum, lambda member: member.value)
+    converter.register_structure_hook(int, _strict(int, int))
+    converter.register_structure_hook(bool, _strict(bool, bool))
+    converter.register_structure_hook(float, _strict(float, float, int))
+    # Metadata and the like: any JSON that somebody put there, as it is.
+    converter.register_structure_hook_func(lambda kind: kind in _JSON_TYPES, _any_json)
+    converter.register_structure_hook(Content, _structure_content)
+    for block in (TextContent, ImageFileContent, ImageUrlContent, RefusalContent):
+        converter.register_unstructure_hook(block, _unstructure_content)
+    converter.register_structure_hook(ToolCall, _structure_tool_call)
+    converter.register_unstructure_hook(ToolCall, _unstructure_tool_call)
+    for details in (StepDetails, StepDetails | None):
+        converter.register_structure_hook(details, _structure_details)
+    for details in (MessageCreation, ToolCalls, UnknownObject):
+        converter.register_unstructure_hook(details, _unstructure_details)
+    converter.register_structure_hook(RequiredAction, _structure_required_action)
+    converter.register_unstructure_hook(RequiredAction, _unstructure_required_action)
+
+    _register(converter, Thread, "thread", required=("metadata",))
+    _register(converter, Message, "thread.message", required=("status",))
+    _register(converter, Run, "thread.run", required=("model", "assistant_id"))
+    _register_step(converter)
+    _register_run_record(converter)
+    _register_event(converter)
+    return converter
+
+
+def _register(converter: cattrs.Converter, model: type, kind: str, required: tuple[str, ...], **renamed: str) -> None:
+    """Give ``model`` its ``object`` key, keep ``required`` keys also at their defaults, and take null for absent."""
+    overrides = {name: override(omit_if_default=False) for name in required}
+    overrides |= {name: override(rename=key) for name, key in renamed.items()}
+    # Typed loosely: the overrides of cattrs are keywords beside its own options, which mypy cannot tell apart.
+    make_unstructure: Any = make_dict_unstructure_fn
+    make_structure: Any = make_dict_structure_fn
+    unstructure = make_unstructure(model, converter, _cattrs_omit_if_default=True, **overrides)
+    structure = make_structure(model, converter, _cattrs_detailed_validation=converter.detailed_validation, **overrides)
+
+    def to_dict(value: Any) -> Record:
+        record = unstructure(value)
+        return {"id": record.pop("id"), "object": kind, **record}
+
+    def from_dict(record: Any, _: Any) -> Any:
+        if not isinstance(record, dict):
+            message = f"expected an object, not {type(record).__name__}"
+            raise TypeError(message)
+        return structure({key: value for key, value in record.items() if value is not None}, model)
+
+    converter.register_unstructure_hook(model, to_dict)
+    converter.register_structure_hook(model, from_dict)
+
+
+def _register_step(converter: cattrs.Converter) -> None:
+    _register(converter, RunStep, "thread.run.step", (), type="step_type")
+    plain_to = converter.get_unstructure_hook(RunStep)
+    plain_from = converter.get_structure_hook(RunStep)
+
+    def to_dict(step: RunStep) -> Record:
+        record = plain_to(step)
+        if step.last_error is not None:
+            record["error"] = step.last_error.message  # the seed's key: the text alone
+        return cast("Record", record)
+
+    def from_dict(record: Any, _: Any) -> RunStep:
+        step: RunStep = plain_from(record, RunStep)
+        error = record.get("error")
+        if step.last_error is None and error is not None:
+            return attrs.evolve(step, last_error=RunError("server_error", str(error)))
+        return step
+
+    converter.register_unstructure_hook(RunStep, to_dict)
+    converter.register_structure_hook(RunStep, from_dict)
+
+
+def _register_run_record(converter: cattrs.Converter) -> None:
+    def to_dict(value: RunRecord) -> Record:
+        record = cast("Record", converter.unstructure(value.run, Run))
+        if value.lease is not None:
+            lease = value.lease
+            record["lease"] = {"worker_id": lease.worker_id, "token": lease.token, "attempt": lease.attempt}
+        return record
+
+    def from_dict(record: Any, _: Any) -> RunRecord:
+        run = converter.structure(record, Run)
+        match record.get("lease"):
+            case {"worker_id": str(worker_id), "token": str(token), "attempt": int(attempt)}:
+                lease = Lease(thread_id=run.thread_id, run_id=run.id, worker_id=worker_id, token=token, attempt=attempt)
+                return RunRecord(run, lease)
+            case _:
+                return RunRecord(run)
+
+    converter.register_unstructure_hook(RunRecord, to_dict)
+    converter.register_structure_hook(RunRecord, from_dict)
+
+
+def _register_event(converter: cattrs.Converter) -> None:
+    def to_dict(event: RunEvent) -> Record:
+        return {
+            "number": event.number,
+            "event": event.type.value,
+            "created_at": event.created_at,
+            "data": converter.unstructure(event.data),
+        }
+
+    def from_dict(record: Any, _: Any) -> RunEvent:
+        kind = EventType(record["event"])
+        return RunEvent(
+            converter.structure(record["number"], int),
+            kind,
+            converter.structure(record["created_at"], int),
+            converter.structure(record["data"], _EVENT_DATA_BY_TYPE[kind]),
+        )
+
+    converter.register_unstructure_hook(RunEvent, to_dict)
+    converter.register_structure_hook(RunEvent, from_dict)
+
+
+_converter = _converter_with(detailed=False)
+_explaining_converter = _converter_with(detailed=True)

@@ -1,0 +1,420 @@
+"""The rules of a run's life, once, as pure functions: a store calls them inside its lock or transaction.
+
+Each takes what the store has (a ``RunRecord``, the ``RunLog`` of its events) and returns a ``Change``: all that one act
+writes. Nothing here reads or writes anything, or knows the time but from its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+from attrs import frozen
+
+from threadloom.errors import (
+    InvalidInputError,
+    InvalidTransitionError,
+    LeaseLostError,
+    RunInTerminalStateError,
+)
+from threadloom.events import NUMBERS_PER_CLAIM, EventData, EventType, MessageDelta, RunEvent, RunLog, StepDelta
+from threadloom.models import (
+    IncompleteDetails,
+    Message,
+    MessageStatus,
+    RequiredAction,
+    Run,
+    RunError,
+    RunStatus,
+    RunStep,
+    RunStepStatus,
+    StepDetails,
+    Usage,
+)
+
+__all__ = [
+    "Change",
+    "Lease",
+    "RunRecord",
+    "RunWrite",
+    "append_message",
+    "append_step",
+    "claim",
+    "create",
+    "force_status",
+    "holds",
+    "is_due",
+    "is_expired",
+    "is_leased",
+    "request_cancel",
+    "settle",
+    "update_status",
+    "update_step",
+    "write",
+]
+
+_SECOND = 1_000_000_000
+
+# Why a message that was still open is not whole, by the status its run was given. A run that was forced to
+# ``completed`` in the middle of a message was stopped by somebody, as a cancelled one is.
+_REASON = {
+    RunStatus.FAILED: "run_failed",
+    RunStatus.EXPIRED: "run_expired",
+    RunStatus.CANCELLED: "run_cancelled",
+    RunStatus.COMPLETED: "run_cancelled",
+    RunStatus.INCOMPLETE: "max_tokens",
+}
+
+# Steps have no ``incomplete``: what such a run left open was stopped.
+_STEP_STATUS = {
+    RunStatus.FAILED: RunStepStatus.FAILED,
+    RunStatus.EXPIRED: RunStepStatus.EXPIRED,
+    RunStatus.CANCELLED: RunStepStatus.CANCELLED,
+    RunStatus.COMPLETED: RunStepStatus.COMPLETED,
+    RunStatus.INCOMPLETE: RunStepStatus.CANCELLED,
+}
+
+
+@frozen(kw_only=True)
+class Lease:
+    """The right of one worker to write for one run. The token is random: who does not have it cannot write."""
+
+    thread_id: str
+    run_id: str
+    worker_id: str
+    token: str
+    attempt: int
+
+
+@frozen
+class RunRecord:
+    """A run, and the lease on it while it has one."""
+
+    run: Run
+    lease: Lease | None = None
+
+
+@frozen
+class Change:
+    """All that one act writes: the run's record, steps whole, messages for the end of the thread's log, events."""
+
+    record: RunRecord
+    steps: tuple[RunStep, ...] = ()
+    messages: tuple[Message, ...] = ()
+    events: tuple[RunEvent, ...] = ()
+
+
+@frozen(kw_only=True)
+class RunWrite:
+    """What a worker writes for its run in one act.
+
+    ``items`` are taken in their order: a step, new or changed; a message ``in_progress``, which is only announced; a
+    whole one, which is appended to the thread; deltas. Then come the run's own fields. A ``status`` other than
+    ``in_progress`` gives the lease back; ``queued`` puts the run back to be taken again, at ``retry_at`` at the
+    earliest, and counts an attempt if ``attempt_failed``.
+    """
+
+    items: tuple[RunStep | Message | MessageDelta | StepDelta, ...] = ()
+    status: RunStatus | None = None
+    error: RunError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    required_action: RequiredAction | None = None
+    usage: Usage | None = None
+    retry_at: int | None = None
+    attempt_failed: bool = False
+
+
+def create(run: Run, *, sequence: int, messages_before: int, now_ns: int) -> Change:
+    """Return the first record of ``run``, which may be brought in with any status."""
+    run = attrs.evolve(run, sequence=sequence, messages_before=messages_before, attempt=1, retry_at=None)
+    act = _Act(RunRecord(run), RunLog(), now_ns)
+    act.emit(EventType.RUN_CREATED, run)
+    act.emit(EventType.of_run(run.status), run)
+    return act.change(run)
+
+
+def holds(record: RunRecord, lease: Lease) -> bool:
+    """Return whether ``lease`` is live: its token is in the record, and the run is at work or asked to stop."""
+    return (
+        record.lease is not None
+        and record.lease.token == lease.token
+        and record.run.status in {RunStatus.IN_PROGRESS, RunStatus.CANCELLING}
+    )
+
+
+def is_leased(record: RunRecord) -> bool:
+    """Return whether somebody has a live lease on the run."""
+    return record.lease is not None and holds(record, record.lease)
+
+
+def is_due(run: Run, now_ns: int) -> bool:
+    """Return whether a worker may take the run now."""
+    return run.status is RunStatus.QUEUED and (run.retry_at is None or run.retry_at * _SECOND <= now_ns)
+
+
+def is_expired(run: Run, now_ns: int) -> bool:
+    """Return whether the run is past its ``expires_at`` and not settled."""
+    return not run.status.is_terminal and run.expires_at is not None and run.expires_at * _SECOND <= now_ns
+
+
+def claim(record: RunRecord, log: RunLog, *, worker_id: str, token: str, now_ns: int) -> Change:
+    """Return the change that gives ``worker_id`` a lease on a run that is due."""
+    run = record.run
+    lease = Lease(thread_id=run.thread_id, run_id=run.id, worker_id=worker_id, token=token, attempt=run.attempt)
+    act = _Act(record, log, now_ns)
+    act.begin_claim()
+    started_at = act.now if run.started_at is None else run.started_at
+    run = attrs.evolve(run, status=RunStatus.IN_PROGRESS, started_at=started_at, retry_at=None)
+    act.emit(EventType.RUN_IN_PROGRESS, run)
+    return act.change(run, lease)
+
+
+def write(record: RunRecord, log: RunLog, lease: Lease, work: RunWrite, *, now_ns: int) -> Change:
+    """Return the change that a worker makes under its lease, or raise ``LeaseLostError``.
+
+    A run that is ``cancelling`` becomes ``cancelled`` and nothing else: ``InvalidTransitionError``.
+    """
+    if not holds(record, lease):
+        raise LeaseLostError(lease.run_id, lease.worker_id)
+    run = record.run
+    if work.status is not None:
+        _check_transition(run, work.status)
+    act = _Act(record, log, now_ns)
+    for item in work.items:
+        act.put(item)
+    if work.usage is not None:
+        run = attrs.evolve(run, usage=work.usage)
+    if work.status is None or work.status is run.status:
+        return act.change(run, lease)
+    if work.status is RunStatus.QUEUED:
+        act.abandon(failed=work.attempt_failed)
+        run = attrs.evolve(run, retry_at=work.retry_at, attempt=run.attempt + work.attempt_failed)
+    run = _with_status(run, work.status, work.error, act.now)
+    run = attrs.evolve(run, required_action=work.required_action, incomplete_details=work.incomplete_details)
+    return act.come_to(run, lease=None)
+
+
+def update_status(
+    record: RunRecord,
+    log: RunLog,
+    status: RunStatus,
+    error: RunError | None,
+    *,
+    open_steps: Iterable[RunStep] = (),
+    now_ns: int,
+) -> Change:
+    """Return the change that brings a run to ``status`` by hand, which takes the lease away.
+
+    A terminal run raises ``RunInTerminalStateError``; one that is ``cancelling`` becomes ``cancelled`` only, else
+    ``InvalidTransitionError``.
+    """
+    _check_transition(record.run, status)
+    act = _Act(record, log, now_ns, open_steps)
+    return act.come_to(_with_status(record.run, status, error, act.now), lease=None)
+
+
+def force_status(
+    record: RunRecord,
+    log: RunLog,
+    status: RunStatus,
+    error: RunError | None,
+    *,
+    open_steps: Iterable[RunStep] = (),
+    now_ns: int,
+) -> Change:
+    """Return the change that brings a run to ``status`` from any other, takes the lease away, and settles it.
+
+    ``queued`` queues the run anew, at attempt 1 and without what it came to before.
+    """
+    act = _Act(record, log, now_ns, open_steps)
+    run = record.run
+    if status is RunStatus.QUEUED:
+        act.abandon(failed=False)
+        run = attrs.evolve(run, attempt=1, retry_at=None, started_at=None)
+    return act.come_to(_with_status(run, status, error, act.now), lease=None)
+
+
+def request_cancel(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = (), now_ns: int) -> Change | None:
+    """Return the change that asks a run to stop, or none if it was asked before.
+
+    ``cancelled`` at once where nobody has a lease, else ``cancelling``, and the lease stays. A terminal run raises
+    ``RunInTerminalStateError``.
+    """
+    run = record.run
+    if run.status.is_terminal:
+        raise RunInTerminalStateError(run.id, run.status)
+    act = _Act(record, log, now_ns, open_steps)
+    if not is_leased(record):
+        return act.come_to(_with_status(run, RunStatus.CANCELLED, None, act.now), lease=None)
+    if run.status is RunStatus.CANCELLING:
+        return None
+    return act.come_to(_with_status(run, RunStatus.CANCELLING, None, act.now), record.lease)
+
+
+def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = (), now_ns: int) -> Change | None:
+    """Return the change that settles what a terminal run left open, or none where nothing is.
+
+    It needs no lease, for it changes no status: it closes open steps, keeps streamed text, and ends the event log of a
+    run whose terminal status was written by a program that knows none of these.
+    """
+    if not record.run.status.is_terminal:
+        return None
+    act = _Act(record, log, now_ns, open_steps)
+    if log.has_ended and not act.log.open_steps and act.log.open_message is None:
+        return None
+    return act.come_to(record.run, lease=None)
+
+
+def append_step(record: RunRecord, log: RunLog, step: RunStep, *, now_ns: int) -> Change:
+    """Return the change that adds a step by hand; the lease, if any, stays."""
+    act = _Act(record, log, now_ns)
+    act.put(attrs.evolve(step, sequence=None))
+    return act.change(record.run, record.lease)
+
+
+def update_step(
+    record: RunRecord,
+    log: RunLog,
+    step: RunStep,
+    status: RunStepStatus,
+    *,
+    details: StepDetails | None,
+    error: RunError | None,
+    now_ns: int,
+) -> Change:
+    """Return the change that brings ``step`` to ``status`` by hand, with new details where they are given."""
+    act = _Act(record, log, now_ns)
+    changed = attrs.evolve(
+        _step_with_status(step, status, act.now),
+        step_details=step.step_details if details is None else details,
+        last_error=step.last_error if error is None else error,
+    )
+    act.put(changed, old=step)
+    return act.change(record.run, record.lease)
+
+
+def append_message(record: RunRecord, log: RunLog, message: Message, *, now_ns: int) -> Change:
+    """Return the change that appends a whole message which names the run; the lease, if any, stays."""
+    act = _Act(record, log, now_ns)
+    act.put(attrs.evolve(message, status=MessageStatus.IN_PROGRESS, content=(), completed_at=None))
+    act.put(message)
+    return act.change(record.run, record.lease)
+
+
+class _Act:
+    """Gathers the change of one act, in order, beside the log as it will be after it."""
+
+    def __init__(self, record: RunRecord, log: RunLog, now_ns: int, open_steps: Iterable[RunStep] = ()) -> None:
+        self.now = now_ns // _SECOND
+        self.log = log.copy()
+        for step in open_steps:
+            self.log.open_steps.setdefault(step.id, step)
+        self._record = record
+        self._steps: dict[str, RunStep] = {}
+        self._messages: list[Message] = []
+        self._events: list[RunEvent] = []
+
+    def emit(self, kind: EventType, data: EventData) -> None:
+        event = RunEvent(self.log.number + 1, kind, self.now, data)
+        self.log.apply(event)
+        self._events.append(event)
+
+    def begin_claim(self) -> None:
+        self.log.number = (self.log.number // NUMBERS_PER_CLAIM + 1) * NUMBERS_PER_CLAIM
+
+    def put(self, item: RunStep | Message | MessageDelta | StepDelta, old: RunStep | None = None) -> None:
+        match item:
+            case RunStep():
+                self._put_step(item, old or self.log.open_steps.get(item.id))
+            case Message() if item.status is MessageStatus.IN_PROGRESS:
+                if self.log.open_message is not None:
+                    message = (
+                        f"Message {self.log.open_message.id!r} of the run is still open: end it before the next one."
+                    )
+                    raise InvalidInputError(message)
+                self.emit(EventType.MESSAGE_CREATED, item)
+                self.emit(EventType.MESSAGE_IN_PROGRESS, item)
+            case Message():
+                self._messages.append(item)
+                self.emit(EventType.of_message(item.status), item)
+            case MessageDelta():
+                self.emit(EventType.MESSAGE_DELTA, item)
+            case StepDelta():
+                self.emit(EventType.STEP_DELTA, item)
+
+    def _put_step(self, step: RunStep, old: RunStep | None) -> None:
+        if old is None:
+            step = attrs.evolve(step, sequence=self.log.number + 1)
+            begun = attrs.evolve(step, status=RunStepStatus.IN_PROGRESS, completed_at=None, failed_at=None)
+            self.emit(EventType.STEP_CREATED, begun)
+            self.emit(EventType.STEP_IN_PROGRESS, begun)
+        else:
+            step = attrs.evolve(step, sequence=old.sequence)
+        if step.status is not (RunStepStatus.IN_PROGRESS if old is None else old.status):
+            self.emit(EventType.of_step(step.status), step)
+        self._steps[step.id] = step
+
+    def come_to(self, run: Run, lease: Lease | None) -> Change:
+        """Settle what is open if ``run`` is terminal, then let its own event be the last."""
+        if run.status.is_terminal:
+            self._end_message(_REASON[run.status], keep=True)
+            self._close_steps(_STEP_STATUS[run.status], run.last_error)
+        self.emit(EventType.of_run(run.status), run)
+        return self.change(run, lease)
+
+    def abandon(self, *, failed: bool) -> None:
+        """End what is open, as the work is going to be done again: a text that was begun stays in the events only."""
+        self._end_message("run_failed" if failed else "run_cancelled", keep=False)
+        self._close_steps(RunStepStatus.FAILED if failed else RunStepStatus.CANCELLED, None)
+
+    def _end_message(self, reason: str, *, keep: bool) -> None:
+        message = self.log.partial_message(reason, self.now)
+        if message is None:
+            return
+        if keep and message.content:
+            self._messages.append(message)
+        self.emit(EventType.MESSAGE_INCOMPLETE, message)
+
+    def _close_steps(self, status: RunStepStatus, error: RunError | None) -> None:
+        for step in tuple(self.log.open_steps.values()):
+            closed = _step_with_status(step, status, self.now)
+            if status is RunStepStatus.FAILED and error is not None:
+                closed = attrs.evolve(closed, last_error=error)
+            self._put_step(closed, step)
+
+    def change(self, run: Run, lease: Lease | None = None) -> Change:
+        return Change(RunRecord(run, lease), tuple(self._steps.values()), tuple(self._messages), tuple(self._events))
+
+
+def _check_transition(run: Run, status: RunStatus) -> None:
+    if run.status.is_terminal:
+        raise RunInTerminalStateError(run.id, run.status)
+    if run.status is RunStatus.CANCELLING and status not in {RunStatus.CANCELLING, RunStatus.CANCELLED}:
+        raise InvalidTransitionError(run.id, run.status, status, RunStatus.CANCELLED)
+
+
+def _with_status(run: Run, status: RunStatus, error: RunError | None, now: int) -> Run:
+    started_at = now if status is RunStatus.IN_PROGRESS and run.started_at is None else run.started_at
+    return attrs.evolve(
+        run,
+        status=status,
+        last_error=error,
+        started_at=started_at,
+        required_action=run.required_action if status is RunStatus.REQUIRES_ACTION else None,
+        incomplete_details=run.incomplete_details if status is RunStatus.INCOMPLETE else None,
+        # One moment at the most says how the run ended; a run that was forced on has not ended.
+        completed_at=now if status is RunStatus.COMPLETED else None,
+        failed_at=now if status is RunStatus.FAILED else None,
+        cancelled_at=now if status is RunStatus.CANCELLED else None,
+    )
+
+
+def _step_with_status(step: RunStep, status: RunStepStatus, now: int) -> RunStep:
+    return attrs.evolve(
+        step,
+        status=status,
+        completed_at=now if status is RunStepStatus.COMPLETED else step.completed_at,
+        failed_at=now if status is RunStepStatus.FAILED else step.failed_at,
+        cancelled_at=now if status is RunStepStatus.CANCELLED else step.cancelled_at,
+        expired_at=now if status is RunStepStatus.EXPIRED else step.expired_at,
+    )

@@ -1,0 +1,499 @@
+"""A store in memory: the reference for what a store does, and the oracle of the tests of the others."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import attrs
+from attrs import define, field
+
+from threadloom import codec, lifecycle
+from threadloom.checks import (
+    MetadataChange,
+    OnBusy,
+    check_message,
+    check_on_busy,
+    check_run,
+    check_step,
+    check_thread,
+    new_metadata,
+)
+from threadloom.clock import Clock
+from threadloom.errors import (
+    ActiveRunError,
+    LeaseLostError,
+    MessageNotFoundError,
+    NotFoundError,
+    RunAlreadyExistsError,
+    RunNotFoundError,
+    RunStepAlreadyExistsError,
+    RunStepNotFoundError,
+    StoreClosedError,
+    ThreadAlreadyExistsError,
+    ThreadNotFoundError,
+)
+from threadloom.events import RunEvent, RunLog
+from threadloom.ids import check_id
+from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
+from threadloom.models import (
+    Message,
+    Run,
+    RunError,
+    RunStatus,
+    RunStep,
+    RunStepStatus,
+    StepDetails,
+    Thread,
+)
+from threadloom.pages import Order, Page, page_of, page_of_ids
+from threadloom.signals import QUEUE, EventsTopic, Listener, RunTopic, Signals, Topic
+from threadloom.store import Claim, ThreadStore
+
+__all__ = ["MemoryStore"]
+
+T = TypeVar("T")
+
+
+@define
+class _Entry:
+    """A message's place in its thread; without ``data`` once it is deleted, for then it is a cursor only."""
+
+    place: int
+    id: str
+    data: bytes | None
+
+    @property
+    def message(self) -> Message | None:
+        return None if self.data is None else _decoded(self.data, Message)
+
+
+@define
+class _RunState:
+    record: bytes
+    steps: dict[str, bytes] = field(factory=dict)
+    events: list[bytes] = field(factory=list)
+    log: RunLog = field(factory=RunLog)
+
+
+@define
+class _ThreadState:
+    meta: bytes
+    messages: list[_Entry] = field(factory=list)
+    runs: dict[str, _RunState] = field(factory=dict)
+    last_sequence: int = 0
+
+
+class MemoryStore(ThreadStore):
+    """Keeps everything in this process, until the process ends: for tests, and for a first look.
+
+    Its records are kept as bytes, so that what it was handed and what it hands out are never the same object. There
+    is no await within a method, so that each is atomic as it stands.
+    """
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        super().__init__(clock=clock)
+        self._threads: dict[str, _ThreadState] = {}
+        self._signals = Signals()
+        self._is_open = False
+
+    async def _open(self) -> None:
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Close the store. What it keeps is there when it is opened again."""
+        self._is_open = False
+        self._signals.ring_all()
+
+    # Threads
+
+    async def create_thread(self, thread: Thread) -> Thread:
+        """Keep a new thread."""
+        check_thread(thread)
+        self._check(thread.id)
+        if thread.id in self._threads:
+            raise ThreadAlreadyExistsError(thread.id)
+        state = _ThreadState(_encoded(thread))
+        self._threads[thread.id] = state
+        return _decoded(state.meta, Thread)
+
+    async def get_thread(self, thread_id: str) -> Thread:
+        """Return a thread."""
+        return _decoded(self._thread(thread_id).meta, Thread)
+
+    async def list_thread_ids(
+        self,
+        *,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[str]:
+        """Return the ids of threads, in their own order."""
+        self._check(*_given(after, before))
+        return page_of_ids(self._threads, limit=limit, order=order, after=after, before=before)
+
+    async def list_threads(
+        self,
+        *,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[Thread]:
+        """Return threads, in the order of their ids."""
+        page = await self.list_thread_ids(limit=limit, order=order, after=after, before=before)
+        return Page([_decoded(self._threads[id_].meta, Thread) for id_ in page], page.has_more)
+
+    async def update_thread(self, thread_id: str, *, metadata: MetadataChange) -> Thread:
+        """Change a thread's metadata."""
+        state = self._thread(thread_id)
+        thread = _decoded(state.meta, Thread)
+        state.meta = _encoded(attrs.evolve(thread, metadata=new_metadata(thread.metadata, metadata)))
+        return _decoded(state.meta, Thread)
+
+    async def delete_thread(self, thread_id: str, *, force: bool = False) -> None:
+        """Remove a thread with all that is in it."""
+        state = self._thread(thread_id)
+        active = self._active_run(state)
+        if active is not None and not force:
+            raise ActiveRunError(thread_id, active.id)
+        del self._threads[thread_id]
+        for run_id in state.runs:
+            self._ring_run(thread_id, run_id)
+
+    # Messages
+
+    async def append_message(self, thread_id: str, message: Message) -> Message:
+        """Add a whole message to the end of a thread."""
+        check_message(thread_id, message)
+        state = self._thread(thread_id)
+        run = state.runs.get(message.run_id) if message.run_id is not None else None
+        if run is None:
+            state.messages.append(_Entry(len(state.messages), message.id, _encoded(message)))
+        else:
+            record = _decoded(run.record, RunRecord)
+            self._commit(state, run, lifecycle.append_message(record, run.log, message, now_ns=self._now()))
+        return _decoded(_encoded(message), Message)
+
+    async def get_message(self, thread_id: str, message_id: str) -> Message:
+        """Return a message."""
+        return self._message(thread_id, message_id)[1]
+
+    async def list_messages(
+        self,
+        thread_id: str,
+        *,
+        run_id: str | None = None,
+        seen_by: str | None = None,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[Message]:
+        """Return messages of a thread, in the order they were appended."""
+        self._check(*_given(run_id, seen_by, after, before))
+        state = self._thread(thread_id)
+        is_seen = self._sight_of(thread_id, state, seen_by)
+
+        def wanted(entry: _Entry) -> bool:
+            message = entry.message
+            return (
+                message is not None
+                and (run_id is None or message.run_id == run_id)
+                and is_seen(entry.place, message.run_id)
+            )
+
+        page = page_of(
+            state.messages,
+            lambda entry: entry.id,
+            "messages of the thread",
+            wanted=wanted,
+            limit=limit,
+            order=order,
+            after=after,
+            before=before,
+        )
+        return Page([entry.message for entry in page if entry.message is not None], page.has_more)
+
+    async def update_message(self, thread_id: str, message_id: str, *, metadata: MetadataChange) -> Message:
+        """Change a message's metadata."""
+        entry, message = self._message(thread_id, message_id)
+        entry.data = _encoded(attrs.evolve(message, metadata=new_metadata(message.metadata, metadata)))
+        return _decoded(entry.data, Message)
+
+    async def delete_message(self, thread_id: str, message_id: str) -> None:
+        """Remove a message; its place stays, as a cursor."""
+        entry, _ = self._message(thread_id, message_id)
+        entry.data = None
+
+    # Runs
+
+    async def create_run(self, thread_id: str, run: Run, *, on_busy: OnBusy = "enqueue") -> Run:
+        """Keep a new run."""
+        check_run(thread_id, run)
+        check_on_busy(on_busy)
+        state = self._thread(thread_id)
+        if run.id in state.runs:
+            raise RunAlreadyExistsError(thread_id, run.id)
+        active = self._active_run(state)
+        if on_busy == "reject" and active is not None and not run.status.is_terminal:
+            raise ActiveRunError(thread_id, active.id)
+        sequence = max(self._now() // 1_000, state.last_sequence + 1)
+        change = lifecycle.create(run, sequence=sequence, messages_before=len(state.messages), now_ns=self._now())
+        made = _RunState(_encoded(change.record))
+        written = self._commit(state, made, change)
+        state.runs[run.id] = made
+        state.last_sequence = sequence
+        return written
+
+    async def get_run(self, thread_id: str, run_id: str) -> Run:
+        """Return a run."""
+        return self._run(thread_id, run_id)[2].run
+
+    async def list_runs(
+        self,
+        thread_id: str,
+        *,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[Run]:
+        """Return runs of a thread, in the order they were created."""
+        self._check(*_given(after, before))
+        runs = [_decoded(run.record, RunRecord).run for run in self._thread(thread_id).runs.values()]
+        return page_of(runs, _id, "runs of the thread", limit=limit, order=order, after=after, before=before)
+
+    async def update_run(self, thread_id: str, run_id: str, *, metadata: MetadataChange) -> Run:
+        """Change a run's metadata; a lease on it stays."""
+        _, run, record = self._run(thread_id, run_id)
+        changed = attrs.evolve(record.run, metadata=new_metadata(record.run.metadata, metadata))
+        run.record = _encoded(attrs.evolve(record, run=changed))
+        self._ring_run(thread_id, run_id)
+        return _decoded(run.record, RunRecord).run
+
+    async def update_run_status(
+        self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None = None
+    ) -> Run:
+        """Bring a run to ``status`` by hand."""
+        state, run, record = self._run(thread_id, run_id)
+        return self._commit(
+            state, run, lifecycle.update_status(record, run.log, RunStatus(status), error, now_ns=self._now())
+        )
+
+    async def force_update_run_status(
+        self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None = None
+    ) -> Run:
+        """Bring a run to ``status`` from any other."""
+        state, run, record = self._run(thread_id, run_id)
+        return self._commit(
+            state, run, lifecycle.force_status(record, run.log, RunStatus(status), error, now_ns=self._now())
+        )
+
+    async def request_cancel(self, thread_id: str, run_id: str) -> Run:
+        """Ask a run to stop."""
+        state, run, record = self._run(thread_id, run_id)
+        change = lifecycle.request_cancel(record, run.log, now_ns=self._now())
+        return record.run if change is None else self._commit(state, run, change)
+
+    # Steps
+
+    async def append_step(self, thread_id: str, run_id: str, step: RunStep) -> RunStep:
+        """Keep a new step of a run."""
+        check_step(thread_id, run_id, step)
+        state, run, record = self._run(thread_id, run_id)
+        if step.id in run.steps:
+            raise RunStepAlreadyExistsError(run_id, step.id)
+        self._commit(state, run, lifecycle.append_step(record, run.log, step, now_ns=self._now()))
+        return _decoded(run.steps[step.id], RunStep)
+
+    async def get_step(self, thread_id: str, run_id: str, step_id: str) -> RunStep:
+        """Return a step."""
+        self._check(step_id)
+        run = self._run(thread_id, run_id)[1]
+        if step_id not in run.steps:
+            raise RunStepNotFoundError(run_id, step_id)
+        return _decoded(run.steps[step_id], RunStep)
+
+    async def list_steps(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[RunStep]:
+        """Return steps of a run, in the order they were created."""
+        self._check(*_given(after, before))
+        steps = [_decoded(step, RunStep) for step in self._run(thread_id, run_id)[1].steps.values()]
+        return page_of(steps, _id, "steps of the run", limit=limit, order=order, after=after, before=before)
+
+    async def update_step_status(
+        self,
+        thread_id: str,
+        run_id: str,
+        step_id: str,
+        status: RunStepStatus,
+        *,
+        details: StepDetails | None = None,
+        error: RunError | None = None,
+    ) -> RunStep:
+        """Bring a step to ``status`` by hand."""
+        step = await self.get_step(thread_id, run_id, step_id)
+        state, run, record = self._run(thread_id, run_id)
+        change = lifecycle.update_step(
+            record, run.log, step, RunStepStatus(status), details=details, error=error, now_ns=self._now()
+        )
+        self._commit(state, run, change)
+        return _decoded(run.steps[step_id], RunStep)
+
+    # Queue
+
+    async def _take(self, worker_id: str) -> tuple[Claim | None, timedelta | None]:
+        self._check(worker_id)
+        now = self._now()
+        waiting: list[Run] = []
+        for state in self._threads.values():
+            self._expire(state, now)
+            run = self._active_run(state)
+            if run is not None and run.status is RunStatus.QUEUED:
+                waiting.append(run)
+        due = [run for run in waiting if lifecycle.is_due(run, now)]
+        if due:
+            first = min(due, key=lambda run: run.sequence or 0)
+            state, kept, record = self._run(first.thread_id, first.id)
+            change = lifecycle.claim(record, kept.log, worker_id=worker_id, token=secrets.token_hex(16), now_ns=now)
+            written = self._commit(state, kept, change)
+            assert change.record.lease is not None  # noqa: S101 - a claim gives one
+            return Claim(written, change.record.lease), None
+        moments = [run.retry_at * 1_000_000_000 for run in waiting if run.retry_at is not None]
+        return None, timedelta(microseconds=(min(moments) - now) // 1000 + 1) if moments else None
+
+    def _expire(self, state: _ThreadState, now_ns: int) -> None:
+        while (run := self._active_run(state)) is not None:
+            if run.status is not RunStatus.QUEUED or not lifecycle.is_expired(run, now_ns):
+                return
+            kept = state.runs[run.id]
+            record = _decoded(kept.record, RunRecord)
+            self._commit(state, kept, lifecycle.force_status(record, kept.log, RunStatus.EXPIRED, None, now_ns=now_ns))
+
+    async def write_run(self, lease: Lease, work: RunWrite) -> Run:
+        """Write for a run under its lease."""
+        state, run, record = self._leased(lease)
+        return self._commit(state, run, lifecycle.write(record, run.log, lease, work, now_ns=self._now()))
+
+    async def check_lease(self, lease: Lease) -> Run:
+        """Return the run, or raise ``LeaseLostError``."""
+        return self._leased(lease)[2].run
+
+    async def settle_run(self, thread_id: str, run_id: str) -> Run:
+        """Settle what a terminal run left open."""
+        state, run, record = self._run(thread_id, run_id)
+        change = lifecycle.settle(record, run.log, now_ns=self._now())
+        return record.run if change is None else self._commit(state, run, change)
+
+    # Events
+
+    async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any]:
+        events = self._run(thread_id, run_id)[1].events
+        start = position or 0
+        return [_decoded(event, RunEvent) for event in events[start:]], len(events)
+
+    @asynccontextmanager
+    async def _listen(self, *topics: Topic) -> AsyncIterator[Listener]:
+        with self._signals.listening(*topics) as listener:
+            yield listener
+
+    # What is kept
+
+    def _now(self) -> int:
+        return self.clock.time_ns()
+
+    def _check(self, *ids: str) -> None:
+        if not self._is_open:
+            raise StoreClosedError
+        check_id(*ids)
+
+    def _thread(self, thread_id: str) -> _ThreadState:
+        self._check(thread_id)
+        if thread_id not in self._threads:
+            raise ThreadNotFoundError(thread_id)
+        return self._threads[thread_id]
+
+    def _message(self, thread_id: str, message_id: str) -> tuple[_Entry, Message]:
+        self._check(message_id)
+        for entry in self._thread(thread_id).messages:
+            if entry.id == message_id and entry.message is not None:
+                return entry, entry.message
+        raise MessageNotFoundError(thread_id, message_id)
+
+    def _run(self, thread_id: str, run_id: str) -> tuple[_ThreadState, _RunState, RunRecord]:
+        self._check(run_id)
+        state = self._thread(thread_id)
+        if run_id not in state.runs:
+            raise RunNotFoundError(thread_id, run_id)
+        run = state.runs[run_id]
+        return state, run, _decoded(run.record, RunRecord)
+
+    def _leased(self, lease: Lease) -> tuple[_ThreadState, _RunState, RunRecord]:
+        try:
+            state, run, record = self._run(lease.thread_id, lease.run_id)
+        except NotFoundError:
+            raise LeaseLostError(lease.run_id, lease.worker_id) from None
+        if not lifecycle.holds(record, lease):
+            raise LeaseLostError(lease.run_id, lease.worker_id)
+        return state, run, record
+
+    def _active_run(self, state: _ThreadState) -> Run | None:
+        runs = (_decoded(run.record, RunRecord).run for run in state.runs.values())
+        return next((run for run in runs if not run.status.is_terminal), None)
+
+    def _sight_of(self, thread_id: str, state: _ThreadState, seen_by: str | None) -> Callable[[int, str | None], bool]:
+        if seen_by is None:
+            return lambda place, run_id: True
+        run = self._run(thread_id, seen_by)[2].run
+        until = tuple(state.runs).index(run.id) + 1
+        seen_runs = frozenset(tuple(state.runs)[:until])
+        before = run.messages_before or 0
+        return lambda place, run_id: place < before or run_id in seen_runs
+
+    def _commit(self, state: _ThreadState, run: _RunState, change: Change) -> Run:
+        record = _encoded(change.record)
+        steps = {step.id: _encoded(step) for step in change.steps}
+        messages = [_Entry(len(state.messages) + n, m.id, _encoded(m)) for n, m in enumerate(change.messages)]
+        events = [_encoded(event) for event in change.events]
+        # From here on nothing can fail, so that all of it is kept or none.
+        run.record = record
+        run.steps |= steps
+        state.messages += messages
+        run.events += events
+        for event in events:
+            run.log.apply(_decoded(event, RunEvent))
+        self._ring_run(change.record.run.thread_id, change.record.run.id)
+        return _decoded(record, RunRecord).run
+
+    def _ring_run(self, thread_id: str, run_id: str) -> None:
+        for topic in (RunTopic(thread_id, run_id), EventsTopic(thread_id, run_id), QUEUE):
+            self._signals.ring(topic)
+
+
+def _encoded(value: object) -> bytes:
+    return codec.dump_line(codec.to_record(value))
+
+
+def _decoded(data: bytes, model: type[T]) -> T:
+    return codec.decode(data, model, "memory")
+
+
+def _given(*ids: str | None) -> list[str]:
+    return [id_ for id_ in ids if id_ is not None]
+
+
+def _id(item: Run | RunStep) -> str:
+    return item.id
