@@ -31,4 +31,5 @@ from threadloom.models import (
 )
 from threadloom.pages import Order, Page
 from threadloom.store import Claim, ThreadStore
+from threadloom.stores.files import FileStore
 from threadloom.stores.memory import MemoryStore

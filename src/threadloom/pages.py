@@ -22,6 +22,10 @@ class Order(StrEnum):
     DESC = "desc"
 
 
+def _as_tuple(errors: Iterable[StoreError]) -> tuple[StoreError, ...]:
+    return tuple(errors)
+
+
 @frozen
 class Page(Sequence[T]):
     """An immutable sequence of what was asked for.
@@ -33,7 +37,7 @@ class Page(Sequence[T]):
 
     items: tuple[T, ...] = field(converter=tuple)
     has_more: bool = False
-    damaged: tuple[StoreError, ...] = field(default=(), converter=tuple, kw_only=True)
+    damaged: tuple[StoreError, ...] = field(default=(), converter=_as_tuple, kw_only=True)
 
     @overload
     def __getitem__(self, index: int) -> T: ...

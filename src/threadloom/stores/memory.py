@@ -456,7 +456,7 @@ class MemoryStore(ThreadStore):
 
     def _sight_of(self, thread_id: str, state: _ThreadState, seen_by: str | None) -> Callable[[int, str | None], bool]:
         if seen_by is None:
-            return lambda place, run_id: True
+            return lambda *_: True
         run = self._run(thread_id, seen_by)[2].run
         until = tuple(state.runs).index(run.id) + 1
         seen_runs = frozenset(tuple(state.runs)[:until])

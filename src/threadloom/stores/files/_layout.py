@@ -1,0 +1,63 @@
+"""Where everything lies (format 1, ``docs/format.md``): the one place that knows the names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["Layout"]
+
+
+class Layout:
+    """The paths of a store below ``root``. Ids are checked before they come here."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.own = root / ".threadloom"
+        self.format = self.own / "format"
+        self.boot = self.own / "boot"
+        self.queue = self.own / "queue"
+        self.turns = self.own / "turns"
+        self.temporary = self.own / "tmp"
+        self.trash = self.own / "trash"
+        self.damaged = self.own / "damaged"
+
+    @property
+    def own_directories(self) -> tuple[Path, ...]:
+        """The directories that a store needs before anything else."""
+        return (self.queue, self.turns, self.temporary, self.trash, self.damaged)
+
+    def thread(self, thread_id: str) -> Path:
+        return self.root / thread_id
+
+    def meta(self, thread_id: str) -> Path:
+        return self.root / thread_id / "meta.json"
+
+    def messages(self, thread_id: str) -> Path:
+        return self.root / thread_id / "messages.jsonl"
+
+    def edits(self, thread_id: str) -> Path:
+        return self.root / thread_id / "edits.jsonl"
+
+    def runs(self, thread_id: str) -> Path:
+        return self.root / thread_id / "runs"
+
+    def run(self, thread_id: str, run_id: str) -> Path:
+        return self.root / thread_id / "runs" / run_id
+
+    def status(self, thread_id: str, run_id: str) -> Path:
+        return self.run(thread_id, run_id) / "status.json"
+
+    def events(self, thread_id: str, run_id: str) -> Path:
+        return self.run(thread_id, run_id) / "events.jsonl"
+
+    def steps(self, thread_id: str, run_id: str) -> Path:
+        return self.run(thread_id, run_id) / "steps"
+
+    def step(self, thread_id: str, run_id: str, step_id: str) -> Path:
+        return self.run(thread_id, run_id) / "steps" / f"{step_id}.json"
+
+    def marker(self, thread_id: str) -> Path:
+        return self.queue / thread_id
+
+    def turn(self, thread_id: str) -> Path:
+        return self.turns / f"{thread_id}.json"

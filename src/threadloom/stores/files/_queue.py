@@ -1,0 +1,150 @@
+"""Whose turn it is in each thread, and which threads have anything for a worker: an index beside the runs.
+
+* ``turns/<thread_id>.json`` has the last sequence number given to a run of the thread, and its active runs in order. It
+  names every active run, and may name runs that are settled or were never made: each is looked at before it counts.
+* ``queue/<thread_id>`` is an empty file, there while the thread has active runs. It is opened anew whenever there may
+  be something to take, so that whoever watches the directory hears of it.
+
+Both can be thrown away: they are made again from the runs, which are the truth.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import orjson
+from attrs import define, field
+
+from threadloom import codec
+from threadloom.models import Run
+from threadloom.stores.files._disk import Disk
+from threadloom.stores.files._layout import Layout
+
+__all__ = ["Candidates", "Turn", "TurnBook"]
+
+
+@define
+class Turn:
+    """The runs of one thread that are not settled, as (sequence, run id), and the last number that was given."""
+
+    last_sequence: int = 0
+    active: list[tuple[int, str]] = field(factory=list)
+
+
+class TurnBook:
+    """The turns on disk. Changes are made under the lock of the thread."""
+
+    def __init__(self, layout: Layout, disk: Disk, all_runs: Callable[[str], Iterator[Run]]) -> None:
+        self._layout = layout
+        self._disk = disk
+        self._all_runs = all_runs
+
+    def read(self, thread_id: str) -> Turn:
+        """Return the turn of a thread, made again from its runs where it is missing or torn."""
+        return self.peek(thread_id) or self.rebuild(thread_id)
+
+    def peek(self, thread_id: str) -> Turn | None:
+        """Return the turn of a thread as it lies there, or none; needs no lock."""
+        try:
+            record = orjson.loads(self._disk.read(self._layout.turn(thread_id)))
+            return Turn(record["sequence"], [(sequence, run_id) for sequence, run_id in record["active"]])
+        except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            return None
+
+    def rebuild(self, thread_id: str) -> Turn:
+        """Return the turn that the thread's runs say, and write it down."""
+        # Runs of other programs have no number; they come first, in their own order.
+        runs = list(self._all_runs(thread_id))
+        turn = Turn(
+            max((run.sequence or 0 for run in runs), default=0),
+            [(run.sequence or 0, run.id) for run in runs if not run.status.is_terminal],
+        )
+        if runs:
+            self._write(thread_id, turn)
+            if turn.active:
+                self.announce(thread_id)
+        return turn
+
+    def enter(self, thread_id: str, turn: Turn, sequence: int, run_id: str) -> None:
+        """Put a run among the active ones of its thread, in its place."""
+        if (sequence, run_id) not in turn.active:
+            insort(turn.active, (sequence, run_id), key=lambda entry: entry[0])
+        turn.last_sequence = max(turn.last_sequence, sequence)
+        self._write(thread_id, turn)
+
+    def leave(self, thread_id: str, turn: Turn, run_id: str) -> None:
+        """Take a settled run out, and let the next one have its turn."""
+        turn.active = [entry for entry in turn.active if entry[1] != run_id]
+        self._write(thread_id, turn)
+        if turn.active:
+            self.announce(thread_id)
+        else:
+            self._disk.remove(self._layout.marker(thread_id))
+
+    def note(self, thread_id: str, turn: Turn, sequence: int) -> None:
+        """Write down that a number was given to a run that was never active."""
+        turn.last_sequence = max(turn.last_sequence, sequence)
+        self._write(thread_id, turn)
+
+    def announce(self, thread_id: str) -> None:
+        """Let the workers of all processes look at the thread."""
+        self._disk.touch(self._layout.marker(thread_id))
+
+    def forget(self, thread_id: str) -> None:
+        """Remove what is known of a thread that was deleted."""
+        self._disk.remove(self._layout.marker(thread_id))
+        self._disk.remove(self._layout.turn(thread_id))
+
+    def announced(self) -> list[str]:
+        """Return the threads that have active runs, in any order."""
+        return self._disk.names(self._layout.queue)
+
+    def _write(self, thread_id: str, turn: Turn) -> None:
+        record = {"sequence": turn.last_sequence, "active": turn.active}
+        self._disk.overwrite(self._layout.turn(thread_id), codec.dump_line(record))
+
+
+class Candidates:
+    """The threads in which this process may find a run to take, those whose first run is oldest first.
+
+    ``look_at`` and ``must_look_at_all`` are for the event loop; all else runs in the writing thread.
+    """
+
+    def __init__(self, book: TurnBook) -> None:
+        self._book = book
+        self._to_look_at: deque[str] = deque()
+        self._heap: list[tuple[int, str]] = []
+        self._heads: dict[str, int] = {}
+        self.must_look_at_all = True
+
+    def look_at(self, thread_id: str) -> None:
+        """Note that something may have changed in a thread."""
+        self._to_look_at.append(thread_id)
+
+    def first(self) -> str | None:
+        """Return the thread to try first, and take it from the candidates; none where there is none."""
+        if self.must_look_at_all:
+            self.must_look_at_all = False
+            self._to_look_at.extend(name for name in self._book.announced() if name not in self._heads)
+        while self._to_look_at:
+            self._refresh(self._to_look_at.popleft())
+        while self._heap:
+            sequence, thread_id = heapq.heappop(self._heap)
+            if self._heads.get(thread_id) == sequence:
+                del self._heads[thread_id]
+                return thread_id
+        return None
+
+    def _refresh(self, thread_id: str) -> None:
+        turn = self._book.peek(thread_id)
+        if turn is not None and not turn.active:
+            self._heads.pop(thread_id, None)
+            return
+        # A turn that cannot be read is made again by whoever tries the thread, under its lock.
+        sequence = turn.active[0][0] if turn is not None else 0
+        if self._heads.get(thread_id) != sequence:
+            self._heads[thread_id] = sequence
+            heapq.heappush(self._heap, (sequence, thread_id))

@@ -1,0 +1,60 @@
+"""Small records, each a file of indented JSON: read, made, and rewritten without losing what is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from threadloom import codec
+from threadloom.errors import NotFoundError, SerializationError, StoreBusyError, StoreError, StoreIOError
+from threadloom.stores.files._disk import Disk, ForeignWriteError, Held
+
+__all__ = ["dumped", "read_record", "rewrite_record", "setting_aside", "start_over_after_foreign_writes"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_MOST_ATTEMPTS = 1_000
+
+
+def dumped(value: object) -> bytes:
+    """Return the file of a record."""
+    return codec.dump(codec.to_record(value))
+
+
+def read_record(disk: Disk, path: Path, model: type[T]) -> T:
+    """Return the record at ``path``; ``FileNotFoundError`` where there is none, ``SerializationError`` for damage."""
+    return codec.decode(disk.read(path), model, path)
+
+
+def rewrite_record(disk: Disk, held: Held, old: object, new: object) -> None:
+    """Replace the record that was read as ``held``, keeping the keys that we do not know (``ForeignWriteError``)."""
+    raw = codec.load(held.data, held.path)
+    if not isinstance(raw, dict):
+        raise SerializationError(held.path, "it holds no JSON object")
+    disk.rewrite(held, codec.dump(codec.patched(raw, codec.to_record(old), codec.to_record(new))))
+
+
+def start_over_after_foreign_writes(path: Path, act: Callable[[], R]) -> R:
+    """Return what ``act`` returns, run anew for as long as a program that does not lock writes in between."""
+    for _ in range(_MOST_ATTEMPTS):
+        try:
+            return act()
+        except ForeignWriteError:
+            continue
+    raise StoreBusyError(f"Another program keeps rewriting {path}: gave up after {_MOST_ATTEMPTS} attempts.")
+
+
+@contextmanager
+def setting_aside(damaged: list[StoreError], doing: str) -> Iterator[None]:
+    """Keep the error that a record raises in ``damaged``, so that it never hides the others (G8)."""
+    try:
+        yield
+    except NotFoundError:
+        return  # gone since its name was listed
+    except StoreError as error:
+        damaged.append(error)
+    except OSError as error:
+        damaged.append(StoreIOError(doing, error))

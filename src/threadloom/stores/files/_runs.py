@@ -1,0 +1,581 @@
+"""What is done to runs and their steps: the synchronous work of each operation.
+
+Every change of a run is one act under the lock of its thread: read the record and what its event log says, let the
+rules of ``lifecycle`` decide, write all that they say. The record is the point at which an act is made or not: it is
+exchanged before steps and events are written, and messages that were appended before it are taken back if it is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import attrs
+from attrs import define, frozen
+
+from threadloom import codec, lifecycle
+from threadloom.checks import MetadataChange, OnBusy, new_metadata
+from threadloom.errors import (
+    ActiveRunError,
+    LeaseLostError,
+    NotFoundError,
+    RunAlreadyExistsError,
+    RunNotFoundError,
+    RunStepAlreadyExistsError,
+    RunStepNotFoundError,
+    SerializationError,
+    StoreError,
+    ThreadNotFoundError,
+)
+from threadloom.events import EventType, RunEvent, RunLog
+from threadloom.ids import is_id
+from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
+from threadloom.models import Message, Run, RunStatus, RunStep, RunStepStatus
+from threadloom.pages import Page, page_of
+from threadloom.store import Claim
+from threadloom.stores.files import _log as log
+from threadloom.stores.files._disk import Disk, Held, LogFile
+from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._lock import LockedElsewhereError
+from threadloom.stores.files._queue import Candidates, Turn, TurnBook
+from threadloom.stores.files._records import (
+    dumped,
+    read_record,
+    rewrite_record,
+    setting_aside,
+    start_over_after_foreign_writes,
+)
+from threadloom.stores.files._threads import PageRequest, Sight, Threads
+
+__all__ = ["Runs", "Taken"]
+
+_logger = logging.getLogger("threadloom")
+
+_MOST_KNOWN_LOGS = 4_096
+_MOST_EVENT_BYTES_A_READ = 1 << 20
+_DELTAS = frozenset({EventType.MESSAGE_DELTA, EventType.STEP_DELTA})
+
+Decide = Callable[[RunRecord, RunLog], Change | None]
+
+# What says where a run is, not what was asked for: never taken from its events when another program left it out.
+_NOT_RESTORED = frozenset(
+    {
+        "status",
+        "last_error",
+        "required_action",
+        "incomplete_details",
+        "completed_at",
+        "failed_at",
+        "cancelled_at",
+        "retry_at",
+    }
+)
+
+
+@define
+class _KnownLog:
+    """What this process knows of an event log: what it says up to ``size`` bytes."""
+
+    inode: int
+    size: int
+    log: RunLog
+
+
+@frozen
+class Taken:
+    """What came of looking for a run to take."""
+
+    claim: Claim | None = None
+    next_due: timedelta | None = None
+    settled: tuple[Run, ...] = ()
+    met_a_lock: bool = False
+
+
+class Runs:
+    """Runs, steps and events on disk."""
+
+    def __init__(self, layout: Layout, disk: Disk, threads: Threads, time_ns: Callable[[], int]) -> None:
+        self._layout = layout
+        self._disk = disk
+        self._threads = threads
+        self._now = time_ns
+        self.turns = TurnBook(layout, disk, self._readable_runs)
+        self.candidates = Candidates(self.turns)
+        self._delayed: dict[str, int] = {}
+        self._known_logs: OrderedDict[tuple[str, str], _KnownLog] = OrderedDict()
+
+    # Runs
+
+    def create(self, thread_id: str, run: Run, on_busy: OnBusy) -> Run:
+        with self._threads.locked(thread_id):
+            if self._disk.exists(self._layout.run(thread_id, run.id)):
+                raise RunAlreadyExistsError(thread_id, run.id)
+            turn = self.turns.read(thread_id)
+            if on_busy == "reject" and not run.status.is_terminal:
+                self._check_not_busy(thread_id, turn)
+            now_ns = self._now()
+            # By the clock between threads, strictly rising within one, whatever the clock does.
+            sequence = max(now_ns // 1_000, turn.last_sequence + 1)
+            change = lifecycle.create(
+                run,
+                sequence=sequence,
+                messages_before=self._threads.end_of_messages(thread_id),
+                now_ns=now_ns,
+            )
+            files = {"status.json": dumped(change.record), "events.jsonl": _lines(change.events)}
+            if run.status.is_terminal:
+                self.turns.note(thread_id, turn, sequence)
+            else:
+                # The index first: it may name a run that was never made, but must not miss one that was.
+                self.turns.enter(thread_id, turn, sequence, run.id)
+            self._disk.make_directories(self._layout.runs(thread_id))
+            self._disk.create_directory(self._layout.run(thread_id, run.id), files)
+            if run.status is RunStatus.QUEUED:
+                self.turns.announce(thread_id)
+            return change.record.run
+
+    def _check_not_busy(self, thread_id: str, turn: Turn) -> None:
+        active = next(self._active_records(thread_id, turn), None)
+        if active is not None:
+            raise ActiveRunError(thread_id, active.run.id)
+
+    def get(self, thread_id: str, run_id: str) -> Run:
+        return self._read(thread_id, run_id).run
+
+    def page(self, thread_id: str, request: PageRequest) -> Page[Run]:
+        self._threads.check_exists(thread_id)
+        damaged: list[StoreError] = []
+        runs = list(self._all_runs(thread_id, damaged))
+        return attrs.evolve(page_of(runs, _id, "runs of the thread", **request.options), damaged=tuple(damaged))
+
+    def update(self, thread_id: str, run_id: str, change: MetadataChange) -> Run:
+        path = self._layout.status(thread_id, run_id)
+
+        def act() -> Run:
+            with self._held(thread_id, run_id) as held:
+                old = self._record(thread_id, run_id, held.data)
+                run = attrs.evolve(old.run, metadata=new_metadata(old.run.metadata, change))
+                rewrite_record(self._disk, held, old, attrs.evolve(old, run=run))
+                return run
+
+        with self._threads.locked(thread_id):
+            return start_over_after_foreign_writes(path, act)
+
+    def act(
+        self, thread_id: str, run_id: str, decide: Callable[[RunRecord, RunLog, list[RunStep]], Change | None]
+    ) -> Run:
+        """Return the run after the change that ``decide`` makes of it, with the open steps that lie on disk."""
+        open_steps = lambda: [  # noqa: E731 - read once the lock is held
+            step for step in self._all_steps(thread_id, run_id, []) if step.status is RunStepStatus.IN_PROGRESS
+        ]
+        return self._act(thread_id, run_id, lambda record, known: decide(record, known, open_steps()))
+
+    def write(self, lease: Lease, work: RunWrite) -> Run:
+        try:
+            return self._act(
+                lease.thread_id,
+                lease.run_id,
+                lambda record, known: lifecycle.write(record, known, lease, work, now_ns=self._now()),
+            )
+        except NotFoundError:
+            raise LeaseLostError(lease.run_id, lease.worker_id) from None
+
+    def check_lease(self, lease: Lease) -> Run:
+        try:
+            record = self._read(lease.thread_id, lease.run_id)
+        except NotFoundError:
+            raise LeaseLostError(lease.run_id, lease.worker_id) from None
+        if not lifecycle.holds(record, lease):
+            raise LeaseLostError(lease.run_id, lease.worker_id)
+        return record.run
+
+    def append_message(self, thread_id: str, run_id: str, message: Message) -> None:
+        """Append a message that names a run, and say so in the run's events where the run is there."""
+        try:
+            self._act(
+                thread_id,
+                run_id,
+                lambda record, known: lifecycle.append_message(record, known, message, now_ns=self._now()),
+            )
+        except RunNotFoundError:
+            self._threads.append_one(thread_id, message)
+
+    def delete_thread(self, thread_id: str, *, force: bool) -> list[str]:
+        """Remove a thread; return the ids of the runs that went with it."""
+        trash = self._layout.trash / f"{thread_id}-{secrets.token_hex(8)}"
+        with self._threads.locked(thread_id):
+            if not force:
+                self._check_not_busy(thread_id, self.turns.read(thread_id))
+            run_ids = self._run_ids(thread_id)
+            self._disk.move(self._layout.thread(thread_id), trash)
+            self.turns.forget(thread_id)
+        self._disk.remove_tree(trash)
+        return run_ids
+
+    def sight_of(self, thread_id: str, run_id: str) -> Sight:
+        """Return which messages the handler of a run is given."""
+        run = self._read(thread_id, run_id).run
+        before = run.messages_before
+        is_earlier: dict[str | None, bool] = {run_id: True}
+
+        def sees(offset: int, written_by: str | None) -> bool:
+            if before is None or offset < before:
+                return True
+            if written_by not in is_earlier:
+                is_earlier[written_by] = written_by is not None and self._comes_before(thread_id, written_by, run)
+            return is_earlier[written_by]
+
+        return sees
+
+    def _comes_before(self, thread_id: str, run_id: str, run: Run) -> bool:
+        try:
+            other = self._read(thread_id, run_id).run
+        except (NotFoundError, StoreError, OSError):
+            return False  # a run of another store or a damaged one is no reason to hide the rest
+        return _place(other) < _place(run)
+
+    # Steps
+
+    def append_step(self, thread_id: str, run_id: str, step: RunStep) -> RunStep:
+        def decide(record: RunRecord, known: RunLog) -> Change:
+            if self._disk.exists(self._layout.step(thread_id, run_id, step.id)):
+                raise RunStepAlreadyExistsError(run_id, step.id)
+            return lifecycle.append_step(record, known, step, now_ns=self._now())
+
+        return self._act_on_step(thread_id, run_id, decide)
+
+    def update_step(
+        self, thread_id: str, run_id: str, step_id: str, decide: Callable[[RunRecord, RunLog, RunStep], Change]
+    ) -> RunStep:
+        def decide_on_step(record: RunRecord, known: RunLog) -> Change:
+            return decide(record, known, self._read_step(thread_id, run_id, step_id))
+
+        return self._act_on_step(thread_id, run_id, decide_on_step)
+
+    def _act_on_step(self, thread_id: str, run_id: str, decide: Callable[[RunRecord, RunLog], Change]) -> RunStep:
+        changed: list[RunStep] = []
+
+        def decide_and_note(record: RunRecord, known: RunLog) -> Change:
+            change = decide(record, known)
+            changed[:] = change.steps
+            return change
+
+        self._act(thread_id, run_id, decide_and_note)
+        # A copy: the log that is kept in memory has the other, and what is handed out may be changed by who has it.
+        return attrs.evolve(changed[0], metadata=dict(changed[0].metadata))
+
+    def get_step(self, thread_id: str, run_id: str, step_id: str) -> RunStep:
+        self._read(thread_id, run_id)
+        return self._read_step(thread_id, run_id, step_id)
+
+    def page_of_steps(self, thread_id: str, run_id: str, request: PageRequest) -> Page[RunStep]:
+        self._read(thread_id, run_id)
+        damaged: list[StoreError] = []
+        steps = self._all_steps(thread_id, run_id, damaged)
+        return attrs.evolve(page_of(steps, _id, "steps of the run", **request.options), damaged=tuple(damaged))
+
+    def _read_step(self, thread_id: str, run_id: str, step_id: str) -> RunStep:
+        try:
+            return read_record(self._disk, self._layout.step(thread_id, run_id, step_id), RunStep)
+        except FileNotFoundError:
+            raise RunStepNotFoundError(run_id, step_id) from None
+
+    def _all_steps(self, thread_id: str, run_id: str, damaged: list[StoreError]) -> list[RunStep]:
+        steps: list[RunStep] = []
+        for name in self._disk.names(self._layout.steps(thread_id, run_id)):
+            step_id = name.removesuffix(".json")
+            if step_id == name or not is_id(step_id):
+                continue
+            with setting_aside(damaged, f"read step {step_id!r}"):
+                steps.append(self._read_step(thread_id, run_id, step_id))
+        return sorted(steps, key=_place)
+
+    # Queue
+
+    def take(self, worker_id: str) -> Taken:
+        """Return the oldest run that is due, claimed for ``worker_id``, or when there is one next."""
+        now_ns = self._now()
+        for thread_id, due_ns in list(self._delayed.items()):
+            if due_ns <= now_ns:
+                del self._delayed[thread_id]
+                self.candidates.look_at(thread_id)
+        settled: list[Run] = []
+        locked: list[str] = []
+        claim = None
+        while claim is None and (thread_id := self.candidates.first()) is not None:
+            try:
+                claim = self._take_from(thread_id, worker_id, now_ns, settled)
+            except LockedElsewhereError:
+                locked.append(thread_id)
+            except ThreadNotFoundError:
+                self.turns.forget(thread_id)
+            except (StoreError, OSError) as error:
+                # Of one thread only: the others go on. It is looked at again when something changes in it.
+                _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
+        for thread_id in locked:
+            self.candidates.look_at(thread_id)
+        waits = min(self._delayed.values(), default=None)
+        next_due = None if waits is None else timedelta(microseconds=(waits - now_ns) // 1_000 + 1)
+        return Taken(claim, next_due, tuple(settled), bool(locked))
+
+    def _take_from(self, thread_id: str, worker_id: str, now_ns: int, settled: list[Run]) -> Claim | None:
+        with self._threads.locked(thread_id):
+            for record in self._active_records(thread_id, self.turns.read(thread_id)):
+                run = record.run
+                if run.status is not RunStatus.QUEUED:
+                    return None  # it is at work, or waits for tool outputs: the thread's turn is its own
+                if lifecycle.is_expired(run, now_ns):
+                    settled.append(self._act_locked(thread_id, run.id, self._expire))
+                    continue
+                if not lifecycle.is_due(run, now_ns):
+                    self._delayed[thread_id] = (run.retry_at or 0) * 1_000_000_000
+                    return None
+                return self._claim(run, worker_id)
+        return None
+
+    def _expire(self, record: RunRecord, known: RunLog) -> Change | None:
+        if record.run.status is not RunStatus.QUEUED:
+            return None
+        return lifecycle.force_status(record, known, RunStatus.EXPIRED, None, now_ns=self._now())
+
+    def _claim(self, run: Run, worker_id: str) -> Claim | None:
+        leases: list[Lease | None] = []
+
+        def decide(record: RunRecord, known: RunLog) -> Change | None:
+            leases.clear()
+            if not lifecycle.is_due(record.run, self._now()):
+                return None
+            change = lifecycle.claim(
+                record, known, worker_id=worker_id, token=secrets.token_hex(16), now_ns=self._now()
+            )
+            leases.append(change.record.lease)
+            return change
+
+        claimed = self._act_locked(run.thread_id, run.id, decide)
+        lease = next(iter(leases), None)
+        return None if lease is None else Claim(claimed, lease)
+
+    def index(self, thread_id: str) -> None:
+        """Make the turn of a thread from its runs."""
+        with self._threads.locked(thread_id):
+            self.turns.rebuild(thread_id)
+
+    def _active_records(self, thread_id: str, turn: Turn) -> Iterator[RunRecord]:
+        """Yield the runs of a thread that are not settled, in order, and drop from its turn those that are.
+
+        A damaged one is passed over: nobody can work on it, and it must not hold up the others (G8).
+        """
+        for _, run_id in tuple(turn.active):
+            try:
+                record = self._read(thread_id, run_id)
+            except RunNotFoundError:
+                self.turns.leave(thread_id, turn, run_id)
+                continue
+            except StoreError as error:
+                _logger.warning("run set aside", extra={"thread_id": thread_id, "run_id": run_id}, exc_info=error)
+                continue
+            if record.run.status.is_terminal:
+                self.turns.leave(thread_id, turn, run_id)
+                continue
+            yield record
+
+    # Events
+
+    def read_events(self, thread_id: str, run_id: str, position: int | None) -> tuple[list[RunEvent], int]:
+        path = self._layout.events(thread_id, run_id)
+        start = position or 0
+        try:
+            with LogFile(path) as file:
+                stop = min(log.end_of_lines(file), start + _MOST_EVENT_BYTES_A_READ)
+                return self._parsed_events(file, start, stop, at_least_one=stop < file.size)
+        except FileNotFoundError:
+            self._read(thread_id, run_id)
+            return [], start
+
+    def _parsed_events(
+        self, file: LogFile, start: int, stop: int, *, at_least_one: bool = False
+    ) -> tuple[list[RunEvent], int]:
+        events: list[RunEvent] = []
+        position = start
+        for offset, line in log.lines(file, start, stop):
+            position = offset + len(line) + 1
+            record = log.parsed(file.path, (offset, line))
+            if record is None:
+                continue
+            try:
+                if isinstance(record, SerializationError):
+                    raise record
+                events.append(codec.from_record(record, RunEvent, file.path, offset=offset))
+            except SerializationError as error:
+                _logger.warning("event set aside", extra={"path": str(file.path)}, exc_info=error)
+        if position == start and at_least_one and stop > start:
+            # A line longer than one read: take as much more as it needs.
+            return self._parsed_events(file, start, log.end_of_lines(file))
+        return events, position
+
+    # One act
+
+    def _act(self, thread_id: str, run_id: str, decide: Decide) -> Run:
+        with self._threads.locked(thread_id):
+            return self._act_locked(thread_id, run_id, decide)
+
+    def _act_locked(self, thread_id: str, run_id: str, decide: Decide) -> Run:
+        def act() -> Run:
+            with self._held(thread_id, run_id) as held:
+                record = self._record(thread_id, run_id, held.data)
+                change = decide(record, self._known_log(thread_id, run_id))
+                if change is None:
+                    return record.run
+                self._commit(held, record, change)
+                return change.record.run
+
+        return start_over_after_foreign_writes(self._layout.status(thread_id, run_id), act)
+
+    def _commit(self, held: Held, old: RunRecord, change: Change) -> None:
+        run = change.record.run
+        self._threads.append(run.thread_id, change.messages)
+        try:
+            if change.record != old:
+                if old.run.status.is_terminal and not run.status.is_terminal:
+                    self.turns.enter(run.thread_id, self.turns.read(run.thread_id), run.sequence or 0, run.id)
+                rewrite_record(self._disk, held, old, change.record)
+            elif change.messages:
+                held.check_untouched()
+        except BaseException:
+            if change.messages:
+                self._threads.retract(run.thread_id, change.messages)
+            raise
+        self._put_steps(run, change.steps)
+        self._append_events(run, change.events)
+        self._requeue(old.run, run)
+
+    def _put_steps(self, run: Run, steps: tuple[RunStep, ...]) -> None:
+        for step in steps:
+            path = self._layout.step(run.thread_id, run.id, step.id)
+            start_over_after_foreign_writes(path, partial(self._put_step, path, step))
+
+    def _put_step(self, path: Path, step: RunStep) -> None:
+        try:
+            held = Held(path)
+        except FileNotFoundError:
+            self._disk.make_directories(path.parent)
+            self._disk.create(path, dumped(step))
+            return
+        with held:
+            rewrite_record(self._disk, held, codec.decode(held.data, RunStep, path), step)
+
+    def _append_events(self, run: Run, events: tuple[RunEvent, ...]) -> None:
+        if not events:
+            return
+        # Forgotten until all is written: after a failure the file is read again and says how far it came.
+        known = self._known_logs.pop((run.thread_id, run.id), None)
+        path = self._layout.events(run.thread_id, run.id)
+        durable = any(event.type not in _DELTAS for event in events)
+        data = _lines(events)
+        start = log.append_lines(self._disk, path, data, self._layout.damaged, durable=durable)
+        if known is not None and known.size == start and not run.status.is_terminal:
+            for event in events:
+                known.log.apply(event)
+            known.size += len(data)
+            self._keep_log(run, known)
+
+    def _requeue(self, old: Run, run: Run) -> None:
+        if run.status.is_terminal and not old.status.is_terminal:
+            self.turns.leave(run.thread_id, self.turns.read(run.thread_id), run.id)
+        elif run.status is RunStatus.QUEUED and old.status is not RunStatus.QUEUED:
+            self.turns.announce(run.thread_id)
+
+    # What lies there
+
+    def _held(self, thread_id: str, run_id: str) -> Held:
+        try:
+            return Held(self._layout.status(thread_id, run_id))
+        except FileNotFoundError:
+            raise self._missing(thread_id, run_id) from None
+
+    def _read(self, thread_id: str, run_id: str) -> RunRecord:
+        try:
+            data = self._disk.read(self._layout.status(thread_id, run_id))
+        except FileNotFoundError:
+            raise self._missing(thread_id, run_id) from None
+        return self._record(thread_id, run_id, data)
+
+    def _missing(self, thread_id: str, run_id: str) -> Exception:
+        try:
+            self._threads.check_exists(thread_id)
+        except (NotFoundError, StoreError) as error:
+            return error
+        if self._disk.exists(self._layout.run(thread_id, run_id)):
+            return SerializationError(self._layout.status(thread_id, run_id), "the run's directory is there without it")
+        return RunNotFoundError(thread_id, run_id)
+
+    def _record(self, thread_id: str, run_id: str, data: bytes) -> RunRecord:
+        """Return the record that ``data`` holds, with what another program dropped of it when it wrote it anew."""
+        path = self._layout.status(thread_id, run_id)
+        raw = codec.load(data, path)
+        record = codec.from_record(raw, RunRecord, path)
+        if record.run.sequence is not None:
+            return record
+        known = RunLog()
+        try:
+            with LogFile(self._layout.events(thread_id, run_id)) as file:
+                for event in self._parsed_events(file, 0, log.end_of_lines(file))[0]:
+                    known.apply(event)
+        except FileNotFoundError:
+            return record
+        if known.run is None or known.run.sequence is None:
+            return record
+        kept = {key: value for key, value in codec.to_record(known.run).items() if key not in _NOT_RESTORED}
+        return codec.from_record(kept | raw, RunRecord, path)
+
+    def _known_log(self, thread_id: str, run_id: str) -> RunLog:
+        known = self._known_logs.get((thread_id, run_id))
+        try:
+            file = LogFile(self._layout.events(thread_id, run_id))
+        except FileNotFoundError:
+            return RunLog()
+        with file:
+            if known is None or known.inode != file.inode or known.size > file.size:
+                known = _KnownLog(file.inode, 0, RunLog())
+            if known.size < file.size:
+                events, known.size = self._parsed_events(file, known.size, log.end_of_lines(file))
+                for event in events:
+                    known.log.apply(event)
+        self._known_logs[thread_id, run_id] = known
+        self._known_logs.move_to_end((thread_id, run_id))
+        if len(self._known_logs) > _MOST_KNOWN_LOGS:
+            self._known_logs.popitem(last=False)
+        return known.log
+
+    def _keep_log(self, run: Run, known: _KnownLog) -> None:
+        self._known_logs[run.thread_id, run.id] = known
+
+    def _run_ids(self, thread_id: str) -> list[str]:
+        return [name for name in self._disk.subdirectories(self._layout.runs(thread_id)) if is_id(name)]
+
+    def _all_runs(self, thread_id: str, damaged: list[StoreError]) -> Iterator[Run]:
+        runs: list[Run] = []
+        for run_id in self._run_ids(thread_id):
+            with setting_aside(damaged, f"read run {run_id!r}"):
+                runs.append(self._read(thread_id, run_id).run)
+        yield from sorted(runs, key=_place)
+
+    def _readable_runs(self, thread_id: str) -> Iterator[Run]:
+        return self._all_runs(thread_id, [])
+
+
+def _lines(events: tuple[RunEvent, ...]) -> bytes:
+    return b"".join(codec.dump_line(codec.to_record(event)) for event in events)
+
+
+def _id(item: Run | RunStep) -> str:
+    return item.id
+
+
+def _place(item: Run | RunStep) -> tuple[bool, int, int, str]:
+    return item.sequence is not None, item.sequence or 0, item.created_at, item.id

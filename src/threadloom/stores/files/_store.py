@@ -1,0 +1,598 @@
+"""FileStore: the seam of ``store.py`` in plain files, on aiofiles.
+
+Every method checks what it was handed, then gives one synchronous function to the writing or the reading thread. What
+other tasks and processes have to hear of is rung afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from threadloom import lifecycle
+from threadloom.checks import (
+    MetadataChange,
+    OnBusy,
+    check_message,
+    check_on_busy,
+    check_run,
+    check_step,
+    check_thread,
+)
+from threadloom.clock import Clock
+from threadloom.errors import (
+    InvalidInputError,
+    NotFoundError,
+    SerializationError,
+    StoreClosedError,
+    StoreError,
+    StoreIOError,
+)
+from threadloom.events import RunEvent, RunLog
+from threadloom.ids import check_id
+from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
+from threadloom.models import (
+    Message,
+    Run,
+    RunError,
+    RunStatus,
+    RunStep,
+    RunStepStatus,
+    StepDetails,
+    Thread,
+)
+from threadloom.pages import Order, Page, check_page, page_of_ids
+from threadloom.signals import QUEUE, EventsTopic, Listener, QueueTopic, RunTopic, Signals, Topic
+from threadloom.store import Claim, ThreadStore
+from threadloom.stores.files._disk import Disk
+from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._lock import check_locks_exist
+from threadloom.stores.files._runs import Runs, Taken
+from threadloom.stores.files._threads import PageRequest, Threads
+from threadloom.stores.files._watch import Watch
+from threadloom.stores.files._writer import Hop, until_done
+
+__all__ = ["FileStore"]
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("threadloom")
+
+_FORMAT = b"1\n"
+_SLOW_LOOK = timedelta(seconds=15)
+_SLOW_LOOK_WITHOUT_INOTIFY = timedelta(seconds=1)
+_FIRST_LOCK_RETRY_SECONDS = 0.005
+_LAST_LOCK_RETRY_SECONDS = 1.0
+
+
+class FileStore(ThreadStore):
+    """Keeps everything below one directory, in files that a person can read (``docs/format.md``).
+
+    Any number of tasks, stores and processes of one machine may use the directory at the same time, and programs that
+    know nothing of threadloom may replace its files. Parents that are missing are made.
+
+    ``durability="power"`` lets a write return once it outlives a power cut; ``"process"`` once it outlives the
+    process, which is faster. ``lock_timeout`` is how long a write waits for another process that holds its thread's
+    lock, before it raises ``StoreBusyError``.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        durability: Literal["power", "process"] = "power",
+        lock_timeout: timedelta = timedelta(seconds=10),
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(clock=clock)
+        if durability not in {"power", "process"}:
+            raise InvalidInputError(f"durability must be 'power' or 'process', not {durability!r}.")
+        self.root = Path(root)
+        self.durability = durability
+        self._lock_timeout = lock_timeout
+        self._layout = Layout(self.root)
+        self._signals = Signals()
+        self._opened: _Parts | None = None
+        self._lock_pause = _FIRST_LOCK_RETRY_SECONDS
+
+    # Where things lie
+
+    def thread_dir(self, thread_id: str) -> Path:
+        """Return where a thread lies, whether or not it is there."""
+        check_id(thread_id)
+        return self._layout.thread(thread_id)
+
+    def run_dir(self, thread_id: str, run_id: str) -> Path:
+        """Return where a run lies, whether or not it is there."""
+        check_id(thread_id, run_id)
+        return self._layout.run(thread_id, run_id)
+
+    def steps_dir(self, thread_id: str, run_id: str) -> Path:
+        """Return where the steps of a run lie, whether or not there are any."""
+        check_id(thread_id, run_id)
+        return self._layout.steps(thread_id, run_id)
+
+    # Threads
+
+    async def create_thread(self, thread: Thread) -> Thread:
+        """Keep a new thread."""
+        check_thread(thread)
+        return await self._write(thread.id, "create a thread", self._parts.threads.create, thread)
+
+    async def get_thread(self, thread_id: str) -> Thread:
+        """Return a thread."""
+        check_id(thread_id)
+        return await self._read("read a thread", self._parts.threads.get, thread_id)
+
+    async def list_thread_ids(
+        self,
+        *,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[str]:
+        """Return the ids of threads, in their own order."""
+        request = _page_request(limit, order, after, before)
+        ids = await self._read("list the threads", self._parts.threads.ids)
+        return page_of_ids(ids, **request.options)
+
+    async def list_threads(
+        self,
+        *,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[Thread]:
+        """Return threads, in the order of their ids."""
+        request = _page_request(limit, order, after, before)
+        return await self._read("list the threads", self._parts.threads.page, request)
+
+    async def update_thread(self, thread_id: str, *, metadata: MetadataChange) -> Thread:
+        """Change a thread's metadata."""
+        check_id(thread_id)
+        return await self._write(thread_id, "update a thread", self._parts.threads.update, thread_id, metadata)
+
+    async def delete_thread(self, thread_id: str, *, force: bool = False) -> None:
+        """Remove a thread with all that is in it."""
+        check_id(thread_id)
+        parts = self._parts
+        run_ids = await self._write(
+            thread_id, "delete a thread", partial(parts.runs.delete_thread, thread_id, force=force)
+        )
+        for run_id in run_ids:
+            self._ring_run(thread_id, run_id)
+
+    # Messages
+
+    async def append_message(self, thread_id: str, message: Message) -> Message:
+        """Add a whole message to the end of a thread."""
+        check_message(thread_id, message)
+        parts = self._parts
+        if message.run_id is None:
+            return await self._write(thread_id, "append a message", parts.threads.append_one, thread_id, message)
+        await self._write(thread_id, "append a message", parts.runs.append_message, thread_id, message.run_id, message)
+        self._signals.ring(EventsTopic(thread_id, message.run_id))
+        return message
+
+    async def get_message(self, thread_id: str, message_id: str) -> Message:
+        """Return a message."""
+        check_id(thread_id, message_id)
+        return await self._read("read a message", self._parts.threads.get_message, thread_id, message_id)
+
+    async def list_messages(
+        self,
+        thread_id: str,
+        *,
+        run_id: str | None = None,
+        seen_by: str | None = None,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[Message]:
+        """Return messages of a thread, in the order they were appended."""
+        check_id(thread_id, *(id_ for id_ in (run_id, seen_by) if id_ is not None))
+        request = _page_request(limit, order, after, before)
+        parts = self._parts
+
+        def list_messages() -> Page[Message]:
+            sight = None if seen_by is None else parts.runs.sight_of(thread_id, seen_by)
+            return parts.threads.page_of_messages(thread_id, request, run_id, sight)
+
+        return await self._read("list messages", list_messages)
+
+    async def update_message(self, thread_id: str, message_id: str, *, metadata: MetadataChange) -> Message:
+        """Change a message's metadata."""
+        check_id(thread_id, message_id)
+        return await self._write(
+            thread_id,
+            "update a message",
+            self._parts.threads.update_message,
+            thread_id,
+            message_id,
+            metadata,
+        )
+
+    async def delete_message(self, thread_id: str, message_id: str) -> None:
+        """Remove a message from its thread."""
+        check_id(thread_id, message_id)
+        await self._write(thread_id, "delete a message", self._parts.threads.delete_message, thread_id, message_id)
+
+    # Runs
+
+    async def create_run(self, thread_id: str, run: Run, *, on_busy: OnBusy = "enqueue") -> Run:
+        """Keep a new run, and queue it if its status is ``queued``."""
+        check_run(thread_id, run)
+        check_on_busy(on_busy)
+        created = await self._write(thread_id, "create a run", self._parts.runs.create, thread_id, run, on_busy)
+        self._ring_queue(thread_id)
+        return created
+
+    async def get_run(self, thread_id: str, run_id: str) -> Run:
+        """Return a run."""
+        check_id(thread_id, run_id)
+        return await self._read("read a run", self._parts.runs.get, thread_id, run_id)
+
+    async def list_runs(
+        self,
+        thread_id: str,
+        *,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[Run]:
+        """Return runs of a thread, in the order they were created."""
+        check_id(thread_id)
+        request = _page_request(limit, order, after, before)
+        return await self._read("list runs", self._parts.runs.page, thread_id, request)
+
+    async def update_run(self, thread_id: str, run_id: str, *, metadata: MetadataChange) -> Run:
+        """Change a run's metadata; a lease on it stays."""
+        check_id(thread_id, run_id)
+        run = await self._write(thread_id, "update a run", self._parts.runs.update, thread_id, run_id, metadata)
+        self._signals.ring(RunTopic(thread_id, run_id))
+        return run
+
+    async def update_run_status(
+        self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None = None
+    ) -> Run:
+        """Bring a run to ``status`` by hand."""
+        status = RunStatus(status)
+        return await self._act(
+            thread_id,
+            run_id,
+            lambda record, known, steps: lifecycle.update_status(
+                record, known, status, error, open_steps=steps, now_ns=self.clock.time_ns()
+            ),
+        )
+
+    async def force_update_run_status(
+        self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None = None
+    ) -> Run:
+        """Bring a run to ``status`` from any other."""
+        status = RunStatus(status)
+        return await self._act(
+            thread_id,
+            run_id,
+            lambda record, known, steps: lifecycle.force_status(
+                record, known, status, error, open_steps=steps, now_ns=self.clock.time_ns()
+            ),
+        )
+
+    async def request_cancel(self, thread_id: str, run_id: str) -> Run:
+        """Ask a run to stop."""
+        return await self._act(
+            thread_id,
+            run_id,
+            lambda record, known, steps: lifecycle.request_cancel(
+                record, known, open_steps=steps, now_ns=self.clock.time_ns()
+            ),
+        )
+
+    # Steps
+
+    async def append_step(self, thread_id: str, run_id: str, step: RunStep) -> RunStep:
+        """Keep a new step of a run."""
+        check_step(thread_id, run_id, step)
+        kept = await self._write(thread_id, "append a step", self._parts.runs.append_step, thread_id, run_id, step)
+        self._signals.ring(EventsTopic(thread_id, run_id))
+        return kept
+
+    async def get_step(self, thread_id: str, run_id: str, step_id: str) -> RunStep:
+        """Return a step."""
+        check_id(thread_id, run_id, step_id)
+        return await self._read("read a step", self._parts.runs.get_step, thread_id, run_id, step_id)
+
+    async def list_steps(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[RunStep]:
+        """Return steps of a run, in the order they were created."""
+        check_id(thread_id, run_id)
+        request = _page_request(limit, order, after, before)
+        return await self._read("list steps", self._parts.runs.page_of_steps, thread_id, run_id, request)
+
+    async def update_step_status(
+        self,
+        thread_id: str,
+        run_id: str,
+        step_id: str,
+        status: RunStepStatus,
+        *,
+        details: StepDetails | None = None,
+        error: RunError | None = None,
+    ) -> RunStep:
+        """Bring a step to ``status`` by hand."""
+        check_id(thread_id, run_id, step_id)
+        status = RunStepStatus(status)
+        time_ns = self.clock.time_ns
+
+        def decide(record: RunRecord, known: RunLog, step: RunStep) -> Change:
+            return lifecycle.update_step(record, known, step, status, details=details, error=error, now_ns=time_ns())
+
+        step = await self._write(
+            thread_id, "update a step", self._parts.runs.update_step, thread_id, run_id, step_id, decide
+        )
+        self._signals.ring(EventsTopic(thread_id, run_id))
+        return step
+
+    # Queue
+
+    async def _take(self, worker_id: str) -> tuple[Claim | None, timedelta | None]:
+        check_id(worker_id)
+        parts = self._parts
+        taken = await self._try_to_take(worker_id)
+        if taken.claim is None and parts.indexing is not None and not parts.indexing.done():
+            # The index is being made from the runs: there is nothing to take only when it says so in the end.
+            await asyncio.wait([parts.indexing])
+            taken = await self._try_to_take(worker_id)
+        for run in taken.settled:
+            self._ring_run(run.thread_id, run.id)
+        if taken.met_a_lock and taken.claim is None:
+            # Another process is at a thread in this moment: look again soon, later each time that it still is.
+            asyncio.get_running_loop().call_later(self._lock_pause, self._signals.ring, QUEUE)
+            self._lock_pause = min(self._lock_pause * 2, _LAST_LOCK_RETRY_SECONDS)
+        else:
+            self._lock_pause = _FIRST_LOCK_RETRY_SECONDS
+        return taken.claim, taken.next_due
+
+    async def _try_to_take(self, worker_id: str) -> Taken:
+        parts = self._parts
+        answer = parts.writer.start(parts.runs.take, worker_id)
+        try:
+            return await self._reporting("take a run", parts.writer.ended(answer))
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                claim = answer.result().claim
+                if claim is not None:
+                    await self._put_back(claim)
+            raise
+
+    async def _put_back(self, claim: Claim) -> None:
+        """Give back a run that was taken for somebody who does not wait for it any more."""
+        parts = self._parts
+        answer = parts.writer.start(
+            parts.runs.write, claim.lease, RunWrite(status=RunStatus.QUEUED), key=claim.run.thread_id
+        )
+        try:
+            await until_done(answer)
+        finally:
+            answer.exception()
+            self._ring_run(claim.run.thread_id, claim.run.id)
+
+    async def write_run(self, lease: Lease, work: RunWrite) -> Run:
+        """Write for a run under its lease."""
+        run = await self._write(lease.thread_id, "write for a run", self._parts.runs.write, lease, work)
+        if work.status is not None:
+            self._ring_run(lease.thread_id, lease.run_id)
+        else:
+            self._signals.ring(EventsTopic(lease.thread_id, lease.run_id))
+        return run
+
+    async def check_lease(self, lease: Lease) -> Run:
+        """Return the run, or raise ``LeaseLostError``."""
+        return await self._read("look at a lease", self._parts.runs.check_lease, lease)
+
+    async def settle_run(self, thread_id: str, run_id: str) -> Run:
+        """Settle what a terminal run left open."""
+        return await self._act(
+            thread_id,
+            run_id,
+            lambda record, known, steps: lifecycle.settle(record, known, open_steps=steps, now_ns=self.clock.time_ns()),
+        )
+
+    # Events
+
+    async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any]:
+        check_id(thread_id, run_id)
+        return await self._read("read events", self._parts.runs.read_events, thread_id, run_id, position)
+
+    @asynccontextmanager
+    async def _listen(self, *topics: Topic) -> AsyncIterator[Listener]:
+        with ExitStack() as stack:
+            is_heard = all([self._watch(stack, topic) for topic in topics])  # noqa: C419 - all are to be watched
+            slow_look = _SLOW_LOOK if is_heard else _SLOW_LOOK_WITHOUT_INOTIFY
+            yield stack.enter_context(self._signals.listening(*topics, slow_look=slow_look))
+
+    def _watch(self, stack: ExitStack, topic: Topic) -> bool:
+        parts = self._parts
+        if isinstance(topic, QueueTopic):
+            return parts.is_queue_watched
+        check_id(topic.thread_id, topic.run_id)
+        heard = partial(self._heard_of_run, topic.thread_id, topic.run_id)
+        return stack.enter_context(parts.watch.watching(self._layout.run(topic.thread_id, topic.run_id), heard))
+
+    def _heard_of_run(self, thread_id: str, run_id: str, name: str | None) -> None:
+        if name != "events.jsonl":
+            self._signals.ring(RunTopic(thread_id, run_id))
+        if name != "status.json":
+            self._signals.ring(EventsTopic(thread_id, run_id))
+
+    def _heard_of_queue(self, name: str | None) -> None:
+        if name is not None:
+            self._ring_queue(name)
+
+    def _heard_of_nothing(self) -> None:
+        """Look at everything: inotify's queue overflowed, and nobody knows what was missed."""
+        self._parts.runs.candidates.must_look_at_all = True
+        self._signals.ring_all()
+
+    def _ring_run(self, thread_id: str, run_id: str) -> None:
+        self._signals.ring(RunTopic(thread_id, run_id))
+        self._signals.ring(EventsTopic(thread_id, run_id))
+        self._ring_queue(thread_id)
+
+    def _ring_queue(self, thread_id: str) -> None:
+        self._parts.runs.candidates.look_at(thread_id)
+        self._signals.ring(QUEUE)
+
+    # Hops
+
+    async def _act(
+        self,
+        thread_id: str,
+        run_id: str,
+        decide: Callable[[RunRecord, RunLog, list[RunStep]], Change | None],
+    ) -> Run:
+        check_id(thread_id, run_id)
+        run = await self._write(thread_id, "change a run", self._parts.runs.act, thread_id, run_id, decide)
+        self._ring_run(thread_id, run_id)
+        return run
+
+    async def _write(self, thread_id: str, doing: str, function: Callable[..., T], *args: Any) -> T:
+        writer = self._parts.writer
+        return await self._reporting(doing, writer.run(function, *args, key=thread_id))
+
+    async def _read(self, doing: str, function: Callable[..., T], *args: Any) -> T:
+        return await self._reporting(doing, self._parts.reader.run(function, *args))
+
+    async def _reporting(self, doing: str, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except OSError as error:
+            raise StoreIOError(doing, error) from error
+
+    # Opening and closing
+
+    @property
+    def _parts(self) -> _Parts:
+        if self._opened is None:
+            raise StoreClosedError
+        return self._opened
+
+    async def _open(self) -> None:
+        if self._opened is not None:
+            return
+        check_locks_exist()
+        parts = _Parts(self._layout, self.durability == "power", self._lock_timeout, self.clock)
+        try:
+            is_indexed = await self._reporting("open the store", parts.writer.run(parts.prepare))
+        except BaseException:
+            await parts.close()
+            raise
+        self._opened = parts
+        parts.watch.start(self._heard_of_nothing)
+        parts.watch_queue(self._heard_of_queue)
+        if not is_indexed:
+            parts.indexing = asyncio.create_task(self._make_index(), name="threadloom index")
+
+    async def close(self) -> None:
+        """End what is pending, and give back every thread, task and descriptor."""
+        parts, self._opened = self._opened, None
+        if parts is not None:
+            self._signals.ring_all()
+            await parts.close()
+
+    async def _make_index(self) -> None:
+        """Enter the runs of a tree that was not ours, or whose machine went down, into the queue index."""
+        parts = self._parts
+        for thread_id in await self._read("list the threads", parts.threads.ids):
+            try:
+                await self._write(thread_id, "index a thread", parts.runs.index, thread_id)
+            except NotFoundError:
+                continue
+            except StoreError as error:
+                _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
+            self._ring_queue(thread_id)
+        await self._reporting("open the store", parts.writer.run(parts.note_boot))
+
+
+class _Parts:
+    """What an open store is made of."""
+
+    def __init__(self, layout: Layout, power: bool, lock_timeout: timedelta, clock: Clock) -> None:  # noqa: FBT001
+        self._layout = layout
+        self._stack = ExitStack()
+        self.disk = Disk(layout.temporary, power=power)
+        self.threads = Threads(layout, self.disk)
+        self.runs = Runs(layout, self.disk, self.threads, clock.time_ns)
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix="threadloom")
+        self.writer = Hop(self._executor, finish=self.disk.sync, lock_patience=lock_timeout)
+        self.reader = Hop(self._executor)
+        self.watch = Watch()
+        self.is_queue_watched = False
+        self.indexing: asyncio.Task[None] | None = None
+
+    def prepare(self) -> bool:
+        """Make the store's own directories; return whether its index can be trusted."""
+        for directory in self._layout.own_directories:
+            self.disk.make_directories(directory)
+        try:
+            found = self.disk.read(self._layout.format)
+        except FileNotFoundError:
+            self.disk.make_file(self._layout.format, _FORMAT)
+            return False
+        if found != _FORMAT:
+            raise SerializationError(self._layout.format, f"it names format {found[:20]!r}, and this is format 1")
+        try:
+            return self.disk.read(self._layout.boot) == _boot_id(self.disk)
+        except FileNotFoundError:
+            return False
+
+    def note_boot(self) -> None:
+        """Write down that the index is right for this start of the machine: unsynced, it is for no later one."""
+        self.disk.overwrite(self._layout.boot, _boot_id(self.disk))
+
+    def watch_queue(self, heard: Callable[[str | None], None]) -> None:
+        self.is_queue_watched = self._stack.enter_context(self.watch.watching(self._layout.queue, heard))
+
+    async def close(self) -> None:
+        self._stack.close()
+        if self.indexing is not None:
+            self.indexing.cancel()
+            await asyncio.wait([self.indexing])
+        await self.watch.close()
+        await self.writer.close()
+        await self.reader.close()
+        # Both hops are idle, so the threads end at once.
+        self._executor.shutdown(wait=True)
+
+
+def _page_request(limit: int | None, order: str, after: str | None, before: str | None) -> PageRequest:
+    check_page(limit, order)
+    check_id(*(cursor for cursor in (after, before) if cursor is not None))
+    return PageRequest(limit=limit, order=order, after=after, before=before)
+
+
+def _boot_id(disk: Disk) -> bytes:
+    try:
+        return disk.read(Path("/proc/sys/kernel/random/boot_id"))
+    except FileNotFoundError:
+        return b"unknown"

@@ -1,0 +1,329 @@
+"""What is done to threads and their messages: the synchronous work of each operation.
+
+Methods that write run in the writing thread and hold the thread's lock; methods that read run in the reading thread and
+hold none, for every record is replaced whole and every log is only appended to.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import define, field, frozen
+
+from threadloom import codec
+from threadloom.checks import MetadataChange, new_metadata
+from threadloom.errors import (
+    InvalidCursorError,
+    MessageNotFoundError,
+    SerializationError,
+    StoreError,
+    ThreadAlreadyExistsError,
+    ThreadNotFoundError,
+)
+from threadloom.ids import is_id
+from threadloom.models import Message, Thread
+from threadloom.pages import Order, Page, check_page, page_of_ids
+from threadloom.stores.files import _log as log
+from threadloom.stores.files._disk import Disk, Held, LogFile
+from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._lock import locked
+from threadloom.stores.files._records import (
+    dumped,
+    read_record,
+    rewrite_record,
+    setting_aside,
+    start_over_after_foreign_writes,
+)
+
+__all__ = ["PageRequest", "Sight", "Threads"]
+
+_REMEMBERED_CURSORS = 4_096
+
+Sight = Callable[[int, str | None], bool]
+"""Whether a message is seen, by where its line begins and the run that wrote it."""
+
+
+@frozen(kw_only=True)
+class PageRequest:
+    """How a list is narrowed."""
+
+    limit: int | None
+    order: str
+    after: str | None
+    before: str | None
+
+    @property
+    def is_from_the_end(self) -> bool:
+        """Whether the page holds the items nearest before a cursor, so that they are found from there backward."""
+        return self.limit is not None and self.before is not None and self.after is None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The request as the keywords of ``page_of``."""
+        return attrs.asdict(self)
+
+
+@define
+class _Edits:
+    """What was changed of messages since they were appended."""
+
+    deleted: set[str] = field(factory=set)
+    metadata: dict[str, dict[str, Any]] = field(factory=dict)
+    damaged: list[StoreError] = field(factory=list)
+
+
+class Threads:
+    """Threads and messages on disk."""
+
+    def __init__(self, layout: Layout, disk: Disk) -> None:
+        self._layout = layout
+        self._disk = disk
+        # Where messages lie that were first or last on a page: the next page begins there. Reading thread only.
+        self._cursors: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    # Threads
+
+    def create(self, thread: Thread) -> Thread:
+        try:
+            self._disk.create_directory(self._layout.thread(thread.id), {"meta.json": dumped(thread)})
+        except FileExistsError:
+            raise ThreadAlreadyExistsError(thread.id) from None
+        return thread
+
+    def get(self, thread_id: str) -> Thread:
+        path = self._layout.meta(thread_id)
+        try:
+            return read_record(self._disk, path, Thread)
+        except FileNotFoundError:
+            raise self.missing(thread_id) from None
+
+    def ids(self) -> list[str]:
+        return [name for name in self._disk.subdirectories(self._layout.root) if is_id(name)]
+
+    def page(self, request: PageRequest) -> Page[Thread]:
+        ids = page_of_ids(self.ids(), **request.options)
+        threads: list[Thread] = []
+        damaged: list[StoreError] = []
+        for thread_id in ids:
+            with setting_aside(damaged, f"read thread {thread_id!r}"):
+                threads.append(self.get(thread_id))
+        return Page(threads, ids.has_more, damaged=tuple(damaged))
+
+    def update(self, thread_id: str, change: MetadataChange) -> Thread:
+        path = self._layout.meta(thread_id)
+
+        def act() -> Thread:
+            with Held(path) as held:
+                old = codec.decode(held.data, Thread, path)
+                new = attrs.evolve(old, metadata=new_metadata(old.metadata, change))
+                rewrite_record(self._disk, held, old, new)
+                return new
+
+        with self.locked(thread_id):
+            return start_over_after_foreign_writes(path, act)
+
+    @contextmanager
+    def locked(self, thread_id: str) -> Iterator[None]:
+        """Hold the lock of a thread that is there and has its record."""
+        try:
+            lock = locked(self._layout.thread(thread_id))
+            with lock:
+                self.check_exists(thread_id)
+                yield
+        except FileNotFoundError as error:
+            if self._disk.exists(self._layout.thread(thread_id)):
+                raise
+            raise ThreadNotFoundError(thread_id) from error
+
+    def check_exists(self, thread_id: str) -> None:
+        """Raise ``ThreadNotFoundError`` unless the thread is there, ``SerializationError`` if its record is not."""
+        if not self._disk.exists(self._layout.meta(thread_id)):
+            raise self.missing(thread_id)
+
+    def missing(self, thread_id: str) -> Exception:
+        """Return the error for a thread whose record is not there."""
+        if self._disk.exists(self._layout.thread(thread_id)):
+            return SerializationError(self._layout.meta(thread_id), "the thread's directory is there without it")
+        return ThreadNotFoundError(thread_id)
+
+    # Messages
+
+    def append(self, thread_id: str, messages: tuple[Message, ...]) -> None:
+        """Append messages to a thread whose lock is held."""
+        if messages:
+            data = b"".join(codec.dump_line(codec.to_record(message)) for message in messages)
+            log.append_lines(self._disk, self._layout.messages(thread_id), data, self._layout.damaged)
+
+    def append_one(self, thread_id: str, message: Message) -> Message:
+        with self.locked(thread_id):
+            self.append(thread_id, (message,))
+        return message
+
+    def retract(self, thread_id: str, messages: tuple[Message, ...]) -> None:
+        """Take back messages that were appended in an act which then came to nothing, under the same lock."""
+        self._edit(thread_id, *({"object": "thread.message.deleted", "message_id": m.id} for m in messages))
+
+    def end_of_messages(self, thread_id: str) -> int:
+        """Return the offset past the last whole line of the thread's log."""
+        try:
+            with LogFile(self._layout.messages(thread_id)) as file:
+                return log.end_of_lines(file)
+        except FileNotFoundError:
+            return 0
+
+    def get_message(self, thread_id: str, message_id: str) -> Message:
+        self.check_exists(thread_id)
+        edits = self._edits(thread_id)
+        if message_id not in edits.deleted:
+            try:
+                with LogFile(self._layout.messages(thread_id)) as file:
+                    line = self._find(file, message_id)
+            except FileNotFoundError:
+                line = None
+            message = None if line is None else self._message(self._layout.messages(thread_id), line, edits)
+            if message is not None:
+                return message
+        raise MessageNotFoundError(thread_id, message_id)
+
+    def update_message(self, thread_id: str, message_id: str, change: MetadataChange) -> Message:
+        with self.locked(thread_id):
+            old = self.get_message(thread_id, message_id)
+            new = attrs.evolve(old, metadata=new_metadata(old.metadata, change))
+            edit = {"object": "thread.message.edited", "message_id": message_id, "metadata": new.metadata}
+            self._edit(thread_id, edit)
+            return new
+
+    def delete_message(self, thread_id: str, message_id: str) -> None:
+        with self.locked(thread_id):
+            self.get_message(thread_id, message_id)
+            self._edit(thread_id, {"object": "thread.message.deleted", "message_id": message_id})
+
+    def page_of_messages(
+        self, thread_id: str, request: PageRequest, run_id: str | None, sight: Sight | None
+    ) -> Page[Message]:
+        check_page(request.limit, request.order)
+        self.check_exists(thread_id)
+        path = self._layout.messages(thread_id)
+        try:
+            with LogFile(path) as file:
+                return self._page_of(thread_id, file, request, run_id, sight)
+        except FileNotFoundError:
+            for cursor in (request.after, request.before):
+                if cursor is not None:
+                    raise InvalidCursorError(cursor, "messages of the thread") from None
+            return Page(())
+
+    def _page_of(
+        self, thread_id: str, file: LogFile, request: PageRequest, run_id: str | None, sight: Sight | None
+    ) -> Page[Message]:
+        low, high = (request.after, request.before)
+        if request.order == Order.DESC:
+            low, high = high, low
+        start = 0 if low is None else self._line_of(thread_id, file, low, past=True)
+        stop = log.end_of_lines(file) if high is None else self._line_of(thread_id, file, high, past=False)
+        backward = (request.order == Order.DESC) is not request.is_from_the_end
+        edits = self._edits(thread_id)
+        damaged = edits.damaged
+
+        def wanted() -> Iterator[tuple[int, Message]]:
+            for line in (log.lines_backward if backward else log.lines)(file, start, stop):
+                try:
+                    message = self._message(file.path, line, edits)
+                except SerializationError as error:
+                    damaged.append(error)
+                    continue
+                if (
+                    message is not None
+                    and (run_id is None or message.run_id == run_id)
+                    and (sight is None or sight(line[0], message.run_id))
+                ):
+                    yield line[0], message
+
+        most = None if request.limit is None else request.limit + 1
+        found = list(islice(wanted(), most))
+        has_more = request.limit is not None and len(found) > request.limit
+        found = found[: request.limit]
+        if request.is_from_the_end:
+            found.reverse()
+        for offset, message in (found[:1] + found[-1:]) if request.limit else ():
+            self._remember(thread_id, message.id, offset)
+        return Page([message for _, message in found], has_more, damaged=tuple(damaged))
+
+    def _message(self, path: Path, line: log.Line, edits: _Edits) -> Message | None:
+        """Return the message on a line as it is now, or none where the line is blank or its message deleted."""
+        record = log.parsed(path, line)
+        if record is None:
+            return None
+        if isinstance(record, SerializationError):
+            raise record
+        message = codec.from_record(record, Message, path, offset=line[0])
+        if message.id in edits.deleted:
+            return None
+        if message.id in edits.metadata:
+            return attrs.evolve(message, metadata=edits.metadata[message.id])
+        return message
+
+    def _line_of(self, thread_id: str, file: LogFile, message_id: str, *, past: bool) -> int:
+        """Return where the line of a message begins, or the offset past it."""
+        line = self._remembered(thread_id, file, message_id) or self._find(file, message_id)
+        if line is None:
+            raise InvalidCursorError(message_id, "messages of the thread")
+        return line[0] + (len(line[1]) + 1 if past else 0)
+
+    def _find(self, file: LogFile, message_id: str) -> log.Line | None:
+        quoted = f'"{message_id}"'.encode()
+        for line in log.lines_backward(file, 0, log.end_of_lines(file)):
+            if quoted in line[1]:
+                record = log.parsed(file.path, line)
+                if isinstance(record, SerializationError):
+                    raise record
+                if record is not None and record.get("id") == message_id:
+                    return line
+        return None
+
+    def _remembered(self, thread_id: str, file: LogFile, message_id: str) -> log.Line | None:
+        offset = self._cursors.get((thread_id, message_id))
+        if offset is None:
+            return None
+        # The thread may have been deleted and another be in its place: what lies there decides.
+        line = next(log.lines(file, offset, file.size), None)
+        record = None if line is None else log.parsed(file.path, line)
+        return line if isinstance(record, dict) and record.get("id") == message_id else None
+
+    def _remember(self, thread_id: str, message_id: str, offset: int) -> None:
+        self._cursors[thread_id, message_id] = offset
+        self._cursors.move_to_end((thread_id, message_id))
+        if len(self._cursors) > _REMEMBERED_CURSORS:
+            self._cursors.popitem(last=False)
+
+    def _edit(self, thread_id: str, *edits: dict[str, Any]) -> None:
+        data = b"".join(codec.dump_line(edit) for edit in edits)
+        log.append_lines(self._disk, self._layout.edits(thread_id), data, self._layout.damaged)
+
+    def _edits(self, thread_id: str) -> _Edits:
+        edits = _Edits()
+        path = self._layout.edits(thread_id)
+        try:
+            file = LogFile(path)
+        except FileNotFoundError:
+            return edits
+        with file:
+            for line in log.lines(file, 0, log.end_of_lines(file)):
+                match log.parsed(path, line):
+                    case {"object": "thread.message.deleted", "message_id": str(message_id)}:
+                        edits.deleted.add(message_id)
+                    case {"object": "thread.message.edited", "message_id": str(message_id), "metadata": metadata}:
+                        edits.metadata[message_id] = metadata
+                    case None:
+                        continue
+                    case SerializationError() as error:
+                        edits.damaged.append(error)
+                    case _:
+                        edits.damaged.append(SerializationError(path, "no edit that is known", offset=line[0]))
+        return edits

@@ -1,0 +1,123 @@
+"""How a store hears of what other processes change: inotify, read by the event loop.
+
+Only directories that somebody listens to are watched, one watch each. Where there is no inotify, or its limits are
+reached, listeners look at the files now and then instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import define, field
+
+try:
+    import asyncinotify
+except ImportError:  # only on Linux
+    asyncinotify = None  # type: ignore[assignment]
+
+__all__ = ["Watch"]
+
+_logger = logging.getLogger("threadloom")
+
+Heard = Callable[[str | None], None]
+"""Called with the name of what was written, or none where that is unknown."""
+
+
+@define(eq=False)
+class _Watched:
+    handle: object
+    heard: list[Heard] = field(factory=list)
+
+
+class Watch:
+    """Directories whose files other processes write."""
+
+    def __init__(self) -> None:
+        self._inotify: asyncinotify.Inotify | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._watched: dict[Path, _Watched] = {}
+
+    def start(self, missed: Callable[[], None]) -> None:
+        """Begin to hear, where the system lets us; call ``missed`` when it has lost count."""
+        if asyncinotify is None:
+            return
+        try:
+            self._inotify = asyncinotify.Inotify(cache_size=64)
+        except OSError as error:
+            _logger.warning("inotify unavailable", exc_info=error)
+            return
+        self._reading = asyncio.get_running_loop().create_task(
+            self._read(self._inotify, missed), name="threadloom watch"
+        )
+
+    async def close(self) -> None:
+        """Stop hearing."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+            self._reading = None
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
+        self._watched.clear()
+
+    @contextmanager
+    def watching(self, directory: Path, heard: Heard) -> Iterator[bool]:
+        """Call ``heard`` for what is written in ``directory``; yield whether that can be heard at all."""
+        watched = self._add(directory)
+        if watched is None:
+            yield False
+            return
+        watched.heard.append(heard)
+        try:
+            yield True
+        finally:
+            watched.heard.remove(heard)
+            if not watched.heard:
+                self._remove(directory, watched)
+
+    def _add(self, directory: Path) -> _Watched | None:
+        if self._inotify is None:
+            return None
+        if directory in self._watched:
+            return self._watched[directory]
+        mask = asyncinotify.Mask
+        kinds = mask.CLOSE_WRITE | mask.MOVED_TO | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR
+        try:
+            handle = self._inotify.add_watch(directory, kinds)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                _logger.warning("inotify limit reached", extra={"path": str(directory)}, exc_info=error)
+            return None
+        self._watched[directory] = _Watched(handle)
+        return self._watched[directory]
+
+    def _remove(self, directory: Path, watched: _Watched) -> None:
+        if self._inotify is None or self._watched.get(directory) is not watched:
+            return
+        del self._watched[directory]
+        try:
+            self._inotify.rm_watch(watched.handle)  # type: ignore[arg-type]
+        except OSError:
+            return  # the directory is gone, and its watch with it
+
+    async def _read(self, inotify: asyncinotify.Inotify, missed: Callable[[], None]) -> None:
+        mask = asyncinotify.Mask
+        async for event in inotify:
+            if mask.Q_OVERFLOW in event.mask:
+                _logger.warning("inotify queue overflowed")
+                missed()
+                continue
+            directory = None if event.watch is None else event.watch.path
+            watched = None if directory is None else self._watched.get(directory)
+            if directory is None or watched is None or watched.handle is not event.watch:
+                continue
+            if mask.IGNORED in event.mask:
+                del self._watched[directory]
+            name = None if event.name is None else str(event.name)
+            for heard in tuple(watched.heard):
+                heard(name)
