@@ -7,6 +7,7 @@ that is no JSON object is handed to the reader as the error that names it, and n
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def append_lines(disk: Disk, path: Path, data: bytes, damaged: Path, *, durable:
                 data = b"\n" + data
                 start += 1
             else:
-                disk.create(damaged / f"{path.parent.name}-{path.name}-{begin}-{log.inode}", tail)
+                disk.create(damaged / f"{path.parent.name}-{path.name}-{begin}-{secrets.token_hex(4)}", tail)
                 log.truncate(begin)
                 start = begin
         log.append(data)

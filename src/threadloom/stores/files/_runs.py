@@ -170,10 +170,12 @@ class Runs:
         self, thread_id: str, run_id: str, decide: Callable[[RunRecord, RunLog, list[RunStep]], Change | None]
     ) -> Run:
         """Return the run after the change that ``decide`` makes of it, with the open steps that lie on disk."""
-        open_steps = lambda: [  # noqa: E731 - read once the lock is held
-            step for step in self._all_steps(thread_id, run_id, []) if step.status is RunStepStatus.IN_PROGRESS
-        ]
-        return self._act(thread_id, run_id, lambda record, known: decide(record, known, open_steps()))
+
+        def decide_with_steps(record: RunRecord, known: RunLog) -> Change | None:
+            steps = self._all_steps(thread_id, run_id, [])
+            return decide(record, known, [step for step in steps if step.status is RunStepStatus.IN_PROGRESS])
+
+        return self._act(thread_id, run_id, decide_with_steps)
 
     def write(self, lease: Lease, work: RunWrite) -> Run:
         try:
@@ -300,13 +302,13 @@ class Runs:
     def take(self, worker_id: str) -> Taken:
         """Return the oldest run that is due, claimed for ``worker_id``, or when there is one next."""
         now_ns = self._now()
-        for thread_id, due_ns in list(self._delayed.items()):
+        for delayed_id, due_ns in list(self._delayed.items()):
             if due_ns <= now_ns:
-                del self._delayed[thread_id]
-                self.candidates.look_at(thread_id)
+                del self._delayed[delayed_id]
+                self.candidates.look_at(delayed_id)
         settled: list[Run] = []
         locked: list[str] = []
-        claim = None
+        claim: Claim | None = None
         while claim is None and (thread_id := self.candidates.first()) is not None:
             try:
                 claim = self._take_from(thread_id, worker_id, now_ns, settled)
@@ -317,8 +319,8 @@ class Runs:
             except (StoreError, OSError) as error:
                 # Of one thread only: the others go on. It is looked at again when something changes in it.
                 _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
-        for thread_id in locked:
-            self.candidates.look_at(thread_id)
+        for locked_id in locked:
+            self.candidates.look_at(locked_id)
         waits = min(self._delayed.values(), default=None)
         next_due = None if waits is None else timedelta(microseconds=(waits - now_ns) // 1_000 + 1)
         return Taken(claim, next_due, tuple(settled), bool(locked))
