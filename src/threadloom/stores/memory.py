@@ -265,7 +265,7 @@ class MemoryStore(ThreadStore):
     ) -> Page[Run]:
         """Return runs of a thread, in the order they were created."""
         self._check(*_given(after, before))
-        runs = [_decoded(run.record, RunRecord).run for run in self._thread(thread_id).runs.values()]
+        runs = self._runs(self._thread(thread_id))
         return page_of(runs, _id, "runs of the thread", limit=limit, order=order, after=after, before=before)
 
     async def update_run(self, thread_id: str, run_id: str, *, metadata: MetadataChange) -> Run:
@@ -361,8 +361,8 @@ class MemoryStore(ThreadStore):
         waiting: list[Run] = []
         for state in self._threads.values():
             self._expire(state, now)
-            run = self._active_run(state)
-            if run is not None and run.status is RunStatus.QUEUED:
+            run = lifecycle.next_in_turn(self._runs(state))
+            if run is not None:
                 waiting.append(run)
         due = [run for run in waiting if lifecycle.is_due(run, now)]
         if due:
@@ -373,11 +373,11 @@ class MemoryStore(ThreadStore):
             assert change.record.lease is not None  # noqa: S101 - a claim gives one
             return Claim(written, change.record.lease), None
         moments = [run.retry_at * 1_000_000_000 for run in waiting if run.retry_at is not None]
-        return None, timedelta(microseconds=(min(moments) - now) // 1000 + 1) if moments else None
+        return None, timedelta(microseconds=-((now - min(moments)) // 1000)) if moments else None
 
     def _expire(self, state: _ThreadState, now_ns: int) -> None:
-        while (run := self._active_run(state)) is not None:
-            if run.status is not RunStatus.QUEUED or not lifecycle.is_expired(run, now_ns):
+        while (run := lifecycle.next_in_turn(self._runs(state))) is not None:
+            if not lifecycle.is_expired(run, now_ns):
                 return
             kept = state.runs[run.id]
             record = _decoded(kept.record, RunRecord)
@@ -450,9 +450,11 @@ class MemoryStore(ThreadStore):
             raise LeaseLostError(lease.run_id, lease.worker_id)
         return state, run, record
 
+    def _runs(self, state: _ThreadState) -> list[Run]:
+        return [_decoded(run.record, RunRecord).run for run in state.runs.values()]
+
     def _active_run(self, state: _ThreadState) -> Run | None:
-        runs = (_decoded(run.record, RunRecord).run for run in state.runs.values())
-        return next((run for run in runs if not run.status.is_terminal), None)
+        return next((run for run in self._runs(state) if not run.status.is_terminal), None)
 
     def _sight_of(self, thread_id: str, state: _ThreadState, seen_by: str | None) -> Callable[[int, str | None], bool]:
         if seen_by is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -375,6 +376,8 @@ class FileStore(ThreadStore):
 
     async def _try_to_take(self, worker_id: str) -> Taken:
         parts = self._parts
+        if parts.is_time_to_look():
+            parts.runs.candidates.must_look_at_all = True
         answer = parts.writer.start(parts.runs.take, worker_id)
         try:
             return await self._reporting("take a run", parts.writer.ended(answer))
@@ -548,6 +551,7 @@ class _Parts:
         self.reader = Hop(self._executor)
         self.watch = Watch()
         self.is_queue_watched = False
+        self._next_look = 0.0
         self.indexing: asyncio.Task[None] | None = None
 
     def prepare(self) -> bool:
@@ -573,6 +577,14 @@ class _Parts:
     def watch_queue(self, heard: Callable[[str | None], None]) -> None:
         self.is_queue_watched = self._stack.enter_context(self.watch.watching(self._layout.queue, heard))
 
+    def is_time_to_look(self) -> bool:
+        """Return whether to look at the whole index, whatever was heard: always where nothing can be heard."""
+        now = asyncio.get_running_loop().time()
+        if self.is_queue_watched and now < self._next_look:
+            return False
+        self._next_look = now + _SLOW_LOOK.total_seconds()
+        return True
+
     async def close(self) -> None:
         self._stack.close()
         if self.indexing is not None:
@@ -581,14 +593,26 @@ class _Parts:
         await self.watch.close()
         await self.writer.close()
         await self.reader.close()
-        # Both hops are idle, so the threads end at once.
-        self._executor.shutdown(wait=True)
+        await _shut_down(self._executor)
 
 
 def _page_request(limit: int | None, order: str, after: str | None, before: str | None) -> PageRequest:
     check_page(limit, order)
     check_id(*(cursor for cursor in (after, before) if cursor is not None))
     return PageRequest(limit=limit, order=order, after=after, before=before)
+
+
+async def _shut_down(executor: ThreadPoolExecutor) -> None:
+    """Return when the threads of ``executor`` have ended, joined from another thread, for to join is to block."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def join() -> None:
+        executor.shutdown(wait=True)
+        loop.call_soon_threadsafe(ended.set_result, None)
+
+    threading.Thread(target=join, name="closing a store").start()
+    await until_done(ended)
 
 
 def _boot_id(disk: Disk) -> bytes:

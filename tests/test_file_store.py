@@ -1,0 +1,330 @@
+"""What is FileStore's own: hops, locks, waiting for other processes, its index, opening and closing."""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import shutil
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from threadloom import (
+    FileStore,
+    InvalidInputError,
+    Message,
+    Run,
+    RunStatus,
+    RunWrite,
+    SerializationError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreIOError,
+    Thread,
+)
+
+
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with FileStore(tmp_path / "store", durability="process", lock_timeout=timedelta(milliseconds=300)) as store:
+        yield store
+
+
+@pytest.fixture
+async def thread(store):
+    return await store.create_thread(Thread.new())
+
+
+@pytest.fixture
+def lock():
+    """Take the lock of a directory, as another process would have it, and give it back at the end."""
+    descriptors = {}
+
+    def take(directory):
+        descriptors[directory] = os.open(directory, os.O_RDONLY)
+        fcntl.flock(descriptors[directory], fcntl.LOCK_EX)
+
+    def release(directory):
+        os.close(descriptors.pop(directory))
+
+    take.release = release
+    yield take
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
+
+# Opening and closing
+
+
+async def test_missing_parents_are_made(tmp_path):
+    async with FileStore(tmp_path / "a" / "b" / "c") as store:
+        await store.create_thread(Thread.new())
+    assert (tmp_path / "a" / "b" / "c" / ".threadloom" / "format").read_text() == "1\n"
+
+
+async def test_a_format_that_is_not_known_is_refused_and_nothing_is_changed(tmp_path):
+    own = tmp_path / ".threadloom"
+    own.mkdir()
+    (own / "format").write_text("2\n")
+
+    with pytest.raises(SerializationError, match="format 1"):
+        await FileStore.open(tmp_path)
+    assert (own / "format").read_text() == "2\n"
+
+
+async def test_a_root_that_is_a_file_is_an_io_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreIOError, match="file"):
+        await FileStore.open(tmp_path / "file")
+
+
+async def test_an_unknown_durability_is_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match="'power' or 'process'"):
+        FileStore(tmp_path, durability="ram")
+
+
+async def test_closing_leaves_no_thread_task_or_descriptor(tmp_path):
+    before = open_descriptors()
+    for _ in range(3):
+        async with FileStore(tmp_path) as store:
+            thread = await store.create_thread(Thread.new())
+            run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+            waiting = asyncio.create_task(store.wait_for_run(thread.id, run.id))
+            await store.get_run(thread.id, run.id)
+        with pytest.raises(StoreClosedError):
+            await waiting
+    assert [t.name for t in threading.enumerate() if t.name.startswith("threadloom")] == []
+    assert len(asyncio.all_tasks()) == 1
+    assert open_descriptors() == before
+
+
+async def test_what_was_handed_in_before_closing_is_written(tmp_path):
+    store = await FileStore.open(tmp_path)
+    thread = await store.create_thread(Thread.new())
+    appends = [asyncio.create_task(store.append_message(thread.id, Message.user(thread.id, str(n)))) for n in range(50)]
+    await asyncio.sleep(0)
+    await store.close()
+    await asyncio.gather(*appends)
+
+    async with FileStore(tmp_path) as again:
+        assert [message.text for message in await again.list_messages(thread.id)] == [str(n) for n in range(50)]
+
+
+# Hops
+
+
+async def test_operations_that_wait_at_the_same_moment_share_a_hop(store, thread, monkeypatch):
+    hops = []
+    loop = asyncio.get_running_loop()
+    plain = loop.run_in_executor
+    monkeypatch.setattr(loop, "run_in_executor", lambda *args: hops.append(args) or plain(*args))
+
+    await asyncio.gather(
+        *(store.append_message(thread.id, Message.user(thread.id, str(number))) for number in range(100))
+    )
+
+    assert len(hops) <= 2
+    assert [message.text for message in await store.list_messages(thread.id)] == [str(n) for n in range(100)]
+
+
+async def test_an_operation_that_fails_does_not_fail_its_neighbours(store, thread):
+    calls = [
+        store.append_message(thread.id, Message.user(thread.id, "one")),
+        store.update_thread(thread.id, metadata=lambda _: 1 / 0),
+        store.append_message(thread.id, Message.user(thread.id, "two")),
+    ]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert isinstance(outcomes[1], ZeroDivisionError)
+    assert [message.text for message in await store.list_messages(thread.id)] == ["one", "two"]
+
+
+async def test_no_write_runs_on_the_event_loop(store, thread):
+    # conftest lets every blocking call on the loop fail its test; here the thread that did the work is named.
+    names = []
+    await store.update_thread(thread.id, metadata=lambda old: names.append(threading.current_thread().name) or {})
+    assert names[0].startswith("threadloom")
+
+
+# Locks of other processes
+
+
+async def test_a_lock_that_stays_taken_ends_in_a_clear_error_and_holds_up_no_other_thread(store, thread, lock):
+    other = await store.create_thread(Thread.new())
+    lock(store.thread_dir(thread.id))
+
+    waiting = asyncio.create_task(store.append_message(thread.id, Message.user(thread.id, "late")))
+    for number in range(20):
+        await store.append_message(other.id, Message.user(other.id, str(number)))
+    assert not waiting.done()
+    with pytest.raises(StoreBusyError, match=thread.id):
+        await waiting
+    assert list(await store.list_messages(thread.id)) == [], "reading needs no lock"
+
+
+async def test_writes_that_wait_for_a_lock_keep_their_order(store, thread, lock):
+    lock(store.thread_dir(thread.id))
+    appends = [asyncio.create_task(store.append_message(thread.id, Message.user(thread.id, str(n)))) for n in range(10)]
+    await store.list_messages(thread.id)
+    lock.release(store.thread_dir(thread.id))
+    await asyncio.gather(*appends)
+
+    assert [message.text for message in await store.list_messages(thread.id)] == [str(n) for n in range(10)]
+
+
+async def test_a_write_that_waits_for_a_lock_is_withdrawn_when_its_caller_is_cancelled(store, thread, lock):
+    lock(store.thread_dir(thread.id))
+    waiting = asyncio.create_task(store.append_message(thread.id, Message.user(thread.id, "never")))
+    await store.list_messages(thread.id)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    lock.release(store.thread_dir(thread.id))
+
+    await store.append_message(thread.id, Message.user(thread.id, "after"))
+    assert [message.text for message in await store.list_messages(thread.id)] == ["after"]
+
+
+async def test_a_thread_that_is_locked_elsewhere_does_not_hide_the_work_of_others(store, thread, lock):
+    await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    other = await store.create_thread(Thread.new())
+    run = await store.create_run(other.id, Run.new(other.id, model="m"))
+    lock(store.thread_dir(thread.id))
+
+    assert (await store.try_claim_run("worker")).run.id == run.id
+    waiting = asyncio.create_task(store.claim_run("worker"))
+    await store.list_thread_ids()
+    lock.release(store.thread_dir(thread.id))
+    async with asyncio.timeout(5):
+        assert (await waiting).run.thread_id == thread.id
+
+
+async def test_a_directory_that_was_deleted_and_made_anew_is_locked_anew(store, thread):
+    await store.delete_thread(thread.id)
+    await store.create_thread(thread)
+    await store.append_message(thread.id, Message.user(thread.id, "in the new one"))
+
+    assert len(await store.list_messages(thread.id)) == 1
+    assert list((store.root / ".threadloom" / "trash").iterdir()) == []
+
+
+# Foreign programs
+
+
+async def test_a_program_that_writes_a_record_in_place_is_seen(store, thread):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    waiting = asyncio.create_task(store.wait_for_run(thread.id, run.id, timeout=timedelta(seconds=5)))
+    await store.get_run(thread.id, run.id)
+    path = store.run_dir(thread.id, run.id) / "status.json"
+    record = json.loads(path.read_bytes())
+    path.write_text(json.dumps(record | {"status": "completed"}))
+
+    assert (await waiting).status is RunStatus.COMPLETED
+
+
+async def test_a_lease_is_lost_to_a_program_that_replaces_the_status(store, thread):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    claim = await store.try_claim_run("worker")
+    watching = asyncio.create_task(store.wait_for_stop(claim.lease))
+    await store.check_lease(claim.lease)
+    path = store.run_dir(thread.id, run.id) / "status.json"
+    other = path.with_name("other")
+    other.write_text(json.dumps(json.loads(path.read_bytes()) | {"status": "cancelled"}))
+    other.replace(path)
+
+    async with asyncio.timeout(5):
+        [outcome] = await asyncio.gather(watching, return_exceptions=True)
+    assert type(outcome).__name__ == "LeaseLostError"
+
+
+# Without inotify
+
+
+async def test_where_there_is_no_inotify_a_slow_look_serves(tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("asyncinotify.Inotify", refuse)
+    monkeypatch.setattr("threadloom.stores.files._store._SLOW_LOOK_WITHOUT_INOTIFY", timedelta(milliseconds=20))
+    with caplog.at_level(logging.WARNING, logger="threadloom"):
+        async with FileStore(tmp_path) as store, FileStore(tmp_path) as other:
+            claiming = asyncio.create_task(other.claim_run("worker"))
+            await asyncio.sleep(0)
+            thread = await store.create_thread(Thread.new())
+            run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+            async with asyncio.timeout(5):
+                claim = await claiming
+                assert claim.run.id == run.id
+                waiting = asyncio.create_task(store.wait_for_run(thread.id, run.id))
+                await other.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
+                assert (await waiting).status is RunStatus.COMPLETED
+    assert "inotify unavailable" in caplog.messages
+
+
+# The queue index
+
+
+async def queued(store, number):
+    thread = await store.create_thread(Thread.new())
+    return [await store.create_run(thread.id, Run.new(thread.id, model="m")) for _ in range(number)]
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn", "after a reboot"])
+async def test_the_index_is_made_again_from_the_runs(tmp_path, damage):
+    async with FileStore(tmp_path, durability="process") as store:
+        runs = await queued(store, 2)
+        await queued(store, 1)
+    own = tmp_path / ".threadloom"
+    match damage:
+        case "gone":
+            shutil.rmtree(own)
+        case "torn":
+            for turn in (own / "turns").iterdir():
+                turn.write_bytes(turn.read_bytes()[:-9])
+        case "after a reboot":
+            (own / "boot").write_text("another\n")
+            shutil.rmtree(own / "turns")
+            shutil.rmtree(own / "queue")
+
+    async with FileStore(tmp_path, durability="process") as store:
+        first = await store.try_claim_run("worker")
+        second = await store.try_claim_run("worker")
+        assert first.run.id == runs[0].id
+        assert second is not None
+        assert await store.try_claim_run("worker") is None
+        await store.write_run(first.lease, RunWrite(status=RunStatus.COMPLETED))
+        assert (await store.try_claim_run("worker")).run.id == runs[1].id
+
+
+async def test_sequence_numbers_go_on_when_the_index_is_gone(tmp_path):
+    async with FileStore(tmp_path, durability="process") as store:
+        [run] = await queued(store, 1)
+    shutil.rmtree(tmp_path / ".threadloom")
+    async with FileStore(tmp_path, durability="process") as store:
+        later = await store.create_run(run.thread_id, Run.new(run.thread_id, model="m"))
+        assert later.sequence > run.sequence
+
+
+async def test_settled_runs_leave_nothing_in_the_index(store):
+    runs = await queued(store, 2)
+    for run in runs:
+        await store.update_run_status(run.thread_id, run.id, RunStatus.COMPLETED)
+
+    assert list((store.root / ".threadloom" / "queue").iterdir()) == []
+    [turn] = (store.root / ".threadloom" / "turns").iterdir()
+    assert json.loads(turn.read_bytes())["active"] == []
+
+
+async def test_no_temporary_file_stays(store, thread):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    for number in range(5):
+        await store.update_run(thread.id, run.id, metadata={"n": str(number)})
+        await store.update_thread(thread.id, metadata={"n": str(number)})
+    assert list((store.root / ".threadloom" / "tmp").iterdir()) == []
