@@ -45,7 +45,7 @@ async def test_everything_in_it_is_read(store):
     messages = await store.list_messages(THREAD)
     assert [(m.id, m.role, m.text, m.run_id) for m in messages] == [
         ("msg_01", "user", "What is 7 times 6?", None),
-        ("msg_02", "assistant", "42 – naturally.", "run_done"),
+        ("msg_02", "assistant", "42 - naturally.", "run_done"),
         ("msg_03", "user", "And 8 times 6?", None),
     ]
     runs = await store.list_runs(THREAD)

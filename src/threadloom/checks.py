@@ -7,11 +7,13 @@ from typing import Any, Literal, get_args
 
 from threadloom.errors import InvalidInputError
 from threadloom.ids import check_id
+from threadloom.lifecycle import Lease
 from threadloom.models import Message, MessageStatus, Run, RunStep, Thread, check_metadata
 
 __all__ = [
     "MetadataChange",
     "OnBusy",
+    "check_lease",
     "check_message",
     "check_on_busy",
     "check_run",
@@ -62,6 +64,11 @@ def check_step(thread_id: str, run_id: str, step: RunStep) -> None:
     _check_same("step", "thread_id", step.thread_id, thread_id)
     _check_same("step", "run_id", step.run_id, run_id)
     check_metadata(step.metadata)
+
+
+def check_lease(lease: Lease) -> None:
+    """Raise unless ``lease`` names its run by ids."""
+    check_id(lease.thread_id, lease.run_id)
 
 
 def check_on_busy(on_busy: OnBusy) -> None:

@@ -52,7 +52,7 @@ def to_record(value: object) -> Record:
 
 
 def from_record(record: object, model: type[T], path: Path | str, *, offset: int | None = None) -> T:
-    """Return the ``model`` that a record holds, or raise ``SerializationError``, which names ``path`` and what is wrong."""
+    """Return the ``model`` that a record holds; ``SerializationError`` names ``path`` and what is wrong."""
     try:
         return _converter.structure(record, model)
     except Exception:  # noqa: BLE001 - whatever a damaged record makes cattrs raise, it is damage
@@ -88,7 +88,7 @@ def patched(raw: Mapping[str, Any], old: Record, new: Record) -> Record:
 
     What is not among our keys, or was written in a form of its own, is kept as it is.
     """
-    changed = {key: value for key, value in new.items() if key not in old or old[key] != value}
+    changed = {key: value for key, value in new.items() if key not in raw or old.get(key) != value}
     kept = {key: value for key, value in raw.items() if key in new or key not in old}
     return kept | changed
 
@@ -144,18 +144,25 @@ def _unstructure_content(block: Content) -> Record:
 def _structure_content(block: Any, _: Any) -> Content:
     match block:
         case {"type": "text", "text": {"value": str(text)}}:
-            return TextContent(text, tuple(block["text"].get("annotations") or ()))
+            return TextContent(text, _annotations(block["text"].get("annotations")))
         case {"type": "text", "text": str(text)}:
             return TextContent(text)
         case {"type": "image_file", "image_file": {"file_id": str(file_id)}}:
-            return ImageFileContent(file_id, block["image_file"].get("detail"))
+            return ImageFileContent(file_id, _optional_text(block["image_file"], "detail"))
         case {"type": "image_url", "image_url": {"url": str(url)}}:
-            return ImageUrlContent(url, block["image_url"].get("detail"))
+            return ImageUrlContent(url, _optional_text(block["image_url"], "detail"))
         case {"type": "refusal", "refusal": str(refusal)}:
             return RefusalContent(refusal)
         case {"type": str()} if not _is_known_content(block["type"]):
             return UnknownObject(block)
     message = f"expected a block of content, not {block!r}"
+    raise TypeError(message)
+
+
+def _annotations(value: Any) -> tuple[Any, ...]:
+    if value is None or isinstance(value, list):
+        return tuple(value or ())
+    message = f"expected a list of annotations, not {value!r}"
     raise TypeError(message)
 
 
@@ -173,8 +180,9 @@ def _unstructure_tool_call(call: ToolCall | UnknownObject) -> Record:
 def _structure_tool_call(call: Any, _: Any = None) -> ToolCall | UnknownObject:
     match call:
         case {"id": str(id_), "function": {"name": str(name), "arguments": str(arguments)}}:
-            function = FunctionCall(name=name, arguments=arguments, output=call["function"].get("output"))
-            return ToolCall(id=id_, function=function, type=call.get("type", "function"))
+            output = _optional_text(call["function"], "output")
+            kind = _optional_text(call, "type") or "function"
+            return ToolCall(id=id_, function=FunctionCall(name=name, arguments=arguments, output=output), type=kind)
         case {"type": str(kind)} if kind != "function":
             return UnknownObject(call)
     message = f"expected a tool call, not {call!r}"
@@ -218,6 +226,14 @@ def _unstructure_required_action(action: RequiredAction) -> Record:
 def _structure_required_action(action: Any, _: Any) -> RequiredAction:
     calls = [_structure_tool_call(call) for call in action["submit_tool_outputs"]["tool_calls"]]
     return RequiredAction(tuple(call for call in calls if isinstance(call, ToolCall)))
+
+
+def _optional_text(record: Record, key: str) -> str | None:
+    value = record.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    message = f"expected a string at {key}, not {value!r}"
+    raise TypeError(message)
 
 
 def _present(**values: Any) -> Record:

@@ -1,8 +1,8 @@
 """What happened in a run, as numbered events, and what a reader of its log knows after each of them.
 
 The names are those of OpenAI's event stream. Numbers rise strictly over a run's life, with gaps: each claim of the run
-begins at the next multiple of ``NUMBERS_PER_CLAIM``, so that a number which was seen once and then lost with an unsynced
-delta in a power cut never comes again with another meaning.
+begins at the next multiple of ``NUMBERS_PER_CLAIM``, so that a number which was seen once, and then lost with an
+unsynced delta in a power cut, never comes again with another meaning.
 """
 
 from __future__ import annotations

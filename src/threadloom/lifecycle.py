@@ -18,6 +18,7 @@ from threadloom.errors import (
     RunInTerminalStateError,
 )
 from threadloom.events import NUMBERS_PER_CLAIM, EventData, EventType, MessageDelta, RunEvent, RunLog, StepDelta
+from threadloom.ids import check_id
 from threadloom.models import (
     IncompleteDetails,
     Message,
@@ -30,6 +31,7 @@ from threadloom.models import (
     RunStepStatus,
     StepDetails,
     Usage,
+    check_metadata,
 )
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "is_due",
     "is_expired",
     "is_leased",
+    "next_in_turn",
     "request_cancel",
     "settle",
     "update_status",
@@ -157,6 +160,15 @@ def is_expired(run: Run, now_ns: int) -> bool:
     return not run.status.is_terminal and run.expires_at is not None and run.expires_at * _SECOND <= now_ns
 
 
+def next_in_turn(runs: Iterable[Run]) -> Run | None:
+    """Return the queued run whose turn it is among the ``runs`` of a thread, in their order, or none.
+
+    There is none while another run is at work or waits for tool outputs, also where an older one was queued again.
+    """
+    active = [run for run in runs if not run.status.is_terminal]
+    return active[0] if active and all(run.status is RunStatus.QUEUED for run in active) else None
+
+
 def claim(record: RunRecord, log: RunLog, *, worker_id: str, token: str, now_ns: int) -> Change:
     """Return the change that gives ``worker_id`` a lease on a run that is due."""
     run = record.run
@@ -181,6 +193,7 @@ def write(record: RunRecord, log: RunLog, lease: Lease, work: RunWrite, *, now_n
         _check_transition(run, work.status)
     act = _Act(record, log, now_ns)
     for item in work.items:
+        _check_item(run, item)
         act.put(item)
     if work.usage is not None:
         run = attrs.evolve(run, usage=work.usage)
@@ -210,6 +223,8 @@ def update_status(
     """
     _check_transition(record.run, status)
     act = _Act(record, log, now_ns, open_steps)
+    if is_leased(record) and not status.is_terminal:
+        act.abandon(failed=False)  # the worker's, who goes; what is driven by hand stays as it is
     return act.come_to(_with_status(record.run, status, error, act.now), lease=None)
 
 
@@ -228,8 +243,9 @@ def force_status(
     """
     act = _Act(record, log, now_ns, open_steps)
     run = record.run
-    if status is RunStatus.QUEUED:
+    if status is RunStatus.QUEUED or (is_leased(record) and not status.is_terminal):
         act.abandon(failed=False)
+    if status is RunStatus.QUEUED:
         run = attrs.evolve(run, attempt=1, retry_at=None, started_at=None)
     return act.come_to(_with_status(run, status, error, act.now), lease=None)
 
@@ -297,7 +313,7 @@ def append_message(record: RunRecord, log: RunLog, message: Message, *, now_ns: 
     """Return the change that appends a whole message which names the run; the lease, if any, stays."""
     act = _Act(record, log, now_ns)
     act.put(attrs.evolve(message, status=MessageStatus.IN_PROGRESS, content=(), completed_at=None))
-    act.put(message)
+    act.end(message, keep=True)
     return act.change(record.run, record.lease)
 
 
@@ -335,22 +351,25 @@ class _Act:
                 self.emit(EventType.MESSAGE_CREATED, item)
                 self.emit(EventType.MESSAGE_IN_PROGRESS, item)
             case Message():
-                self._messages.append(item)
-                self.emit(EventType.of_message(item.status), item)
+                # As where the run's end ends it: one that ended before a word was said stays in the events only.
+                self.end(item, keep=bool(item.content) or item.status is MessageStatus.COMPLETED)
             case MessageDelta():
+                _check_open(item, self.log.open_message is not None and self.log.open_message.id == item.id)
                 self.emit(EventType.MESSAGE_DELTA, item)
             case StepDelta():
+                _check_open(item, item.id in self.log.open_steps)
                 self.emit(EventType.STEP_DELTA, item)
 
     def _put_step(self, step: RunStep, old: RunStep | None) -> None:
         if old is None:
             step = attrs.evolve(step, sequence=self.log.number + 1)
-            begun = attrs.evolve(step, status=RunStepStatus.IN_PROGRESS, completed_at=None, failed_at=None)
-            self.emit(EventType.STEP_CREATED, begun)
-            self.emit(EventType.STEP_IN_PROGRESS, begun)
+            old = attrs.evolve(step, status=RunStepStatus.IN_PROGRESS, completed_at=None, failed_at=None)
+            self.emit(EventType.STEP_CREATED, old)
+            self.emit(EventType.STEP_IN_PROGRESS, old)
         else:
             step = attrs.evolve(step, sequence=old.sequence)
-        if step.status is not (RunStepStatus.IN_PROGRESS if old is None else old.status):
+        # An open step that has only new details is told of too: the log is asked for them when the step is closed.
+        if step.status is not old.status or (step.status is RunStepStatus.IN_PROGRESS and step != old):
             self.emit(EventType.of_step(step.status), step)
         self._steps[step.id] = step
 
@@ -371,9 +390,12 @@ class _Act:
         message = self.log.partial_message(reason, self.now)
         if message is None:
             return
-        if keep and message.content:
+        self.end(message, keep=keep and bool(message.content))
+
+    def end(self, message: Message, *, keep: bool) -> None:
+        if keep:
             self._messages.append(message)
-        self.emit(EventType.MESSAGE_INCOMPLETE, message)
+        self.emit(EventType.of_message(message.status), message)
 
     def _close_steps(self, status: RunStepStatus, error: RunError | None) -> None:
         for step in tuple(self.log.open_steps.values()):
@@ -391,6 +413,22 @@ def _check_transition(run: Run, status: RunStatus) -> None:
         raise RunInTerminalStateError(run.id, run.status)
     if run.status is RunStatus.CANCELLING and status not in {RunStatus.CANCELLING, RunStatus.CANCELLED}:
         raise InvalidTransitionError(run.id, run.status, status, RunStatus.CANCELLED)
+
+
+def _check_item(run: Run, item: RunStep | Message | MessageDelta | StepDelta) -> None:
+    check_id(item.id)
+    if not isinstance(item, RunStep | Message):
+        return
+    if (item.thread_id, item.run_id) != (run.thread_id, run.id):
+        message = f"{item.id!r} belongs to run {item.run_id!r} of thread {item.thread_id!r}, not to run {run.id!r}."
+        raise InvalidInputError(message)
+    check_metadata(item.metadata)
+
+
+def _check_open(delta: MessageDelta | StepDelta, is_open: bool) -> None:  # noqa: FBT001 - says what is checked
+    if not is_open:
+        message = f"A piece has come for {delta.id!r}, which is not open in the run."
+        raise InvalidInputError(message)
 
 
 def _with_status(run: Run, status: RunStatus, error: RunError | None, now: int) -> Run:

@@ -241,7 +241,7 @@ class ThreadStore(ABC):
         Asking again changes nothing. ``RunInTerminalStateError`` for a settled run.
         """
 
-    async def wait_for_run(self, thread_id: str, run_id: str, *, timeout: timedelta | None = None) -> Run:  # noqa: ASYNC109
+    async def wait_for_run(self, thread_id: str, run_id: str, *, timeout: timedelta | None = None) -> Run:
         """Return the run once it is settled or in ``requires_action``, whoever brought it there, in any process.
 
         ``TimeoutError`` when ``timeout`` has gone by; none waits for ever.
@@ -370,7 +370,7 @@ class ThreadStore(ABC):
 
     @abstractmethod
     async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any]:
-        """Return events from ``position`` on (none is the beginning) and the position after them, of a bounded number."""
+        """Return some events from ``position`` on, none being the beginning, and the position after them."""
 
     @abstractmethod
     def _listen(self, *topics: Topic) -> AbstractAsyncContextManager[Listener]:

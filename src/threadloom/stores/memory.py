@@ -15,6 +15,7 @@ from threadloom import codec, lifecycle
 from threadloom.checks import (
     MetadataChange,
     OnBusy,
+    check_lease,
     check_message,
     check_on_busy,
     check_run,
@@ -385,6 +386,7 @@ class MemoryStore(ThreadStore):
 
     async def write_run(self, lease: Lease, work: RunWrite) -> Run:
         """Write for a run under its lease."""
+        check_lease(lease)
         state, run, record = self._leased(lease)
         return self._commit(state, run, lifecycle.write(record, run.log, lease, work, now_ns=self._now()))
 

@@ -8,16 +8,17 @@ that is no JSON object is handed to the reader as the error that names it, and n
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from threadloom import codec
 from threadloom.errors import SerializationError
 from threadloom.stores.files._disk import Disk, LogFile
 
-__all__ = ["Line", "append_lines", "end_of_lines", "lines", "lines_backward", "parsed"]
+__all__ = ["Line", "append_lines", "dumped_lines", "end_of_lines", "lines", "lines_backward", "parsed"]
 
 _BLOCK_BYTES = 1 << 16
 
@@ -88,6 +89,11 @@ def parsed(path: Path, line: Line) -> dict[str, Any] | SerializationError | None
     if not isinstance(record, dict):
         return SerializationError(path, f"this line is no JSON object: {data[:40]!r}", offset=offset)
     return record
+
+
+def dumped_lines(values: Iterable[object]) -> bytes:
+    """Return the lines that say what ``values`` are."""
+    return b"".join(codec.dump_line(codec.to_record(value)) for value in values)
 
 
 def end_of_lines(log: LogFile) -> int:

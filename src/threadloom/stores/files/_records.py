@@ -11,7 +11,7 @@ from threadloom import codec
 from threadloom.errors import NotFoundError, SerializationError, StoreBusyError, StoreError, StoreIOError
 from threadloom.stores.files._disk import Disk, ForeignWriteError, Held
 
-__all__ = ["dumped", "read_record", "rewrite_record", "setting_aside", "start_over_after_foreign_writes"]
+__all__ = ["dumped", "read_record", "rewritten", "setting_aside", "start_over_after_foreign_writes"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,12 +29,12 @@ def read_record(disk: Disk, path: Path, model: type[T]) -> T:
     return codec.decode(disk.read(path), model, path)
 
 
-def rewrite_record(disk: Disk, held: Held, old: object, new: object) -> None:
-    """Replace the record that was read as ``held``, keeping the keys that we do not know (``ForeignWriteError``)."""
+def rewritten(held: Held, old: object, new: object) -> bytes:
+    """Return the file of the record ``held``, changed from ``old`` to ``new``, with the keys that we do not know."""
     raw = codec.load(held.data, held.path)
     if not isinstance(raw, dict):
         raise SerializationError(held.path, "it holds no JSON object")
-    disk.rewrite(held, codec.dump(codec.patched(raw, codec.to_record(old), codec.to_record(new))))
+    return codec.dump(codec.patched(raw, codec.to_record(old), codec.to_record(new)))
 
 
 def start_over_after_foreign_writes(path: Path, act: Callable[[], R]) -> R:

@@ -46,7 +46,7 @@ from threadloom.stores.files._queue import Candidates, Turn, TurnBook
 from threadloom.stores.files._records import (
     dumped,
     read_record,
-    rewrite_record,
+    rewritten,
     setting_aside,
     start_over_after_foreign_writes,
 )
@@ -127,7 +127,7 @@ class Runs:
                 messages_before=self._threads.end_of_messages(thread_id),
                 now_ns=now_ns,
             )
-            files = {"status.json": dumped(change.record), "events.jsonl": _lines(change.events)}
+            files = {"status.json": dumped(change.record), "events.jsonl": log.dumped_lines(change.events)}
             if run.status.is_terminal:
                 self.turns.note(thread_id, turn, sequence)
             else:
@@ -160,7 +160,7 @@ class Runs:
             with self._held(thread_id, run_id) as held:
                 old = self._record(thread_id, run_id, held.data)
                 run = attrs.evolve(old.run, metadata=new_metadata(old.run.metadata, change))
-                rewrite_record(self._disk, held, old, attrs.evolve(old, run=run))
+                self._disk.rewrite(held, rewritten(held, old, attrs.evolve(old, run=run)))
                 return run
 
         with self._threads.locked(thread_id):
@@ -322,22 +322,21 @@ class Runs:
         for locked_id in locked:
             self.candidates.look_at(locked_id)
         waits = min(self._delayed.values(), default=None)
-        next_due = None if waits is None else timedelta(microseconds=(waits - now_ns) // 1_000 + 1)
+        next_due = None if waits is None else timedelta(microseconds=-((now_ns - waits) // 1_000))
         return Taken(claim, next_due, tuple(settled), bool(locked))
 
     def _take_from(self, thread_id: str, worker_id: str, now_ns: int, settled: list[Run]) -> Claim | None:
         with self._threads.locked(thread_id):
-            for record in self._active_records(thread_id, self.turns.read(thread_id)):
-                run = record.run
-                if run.status is not RunStatus.QUEUED:
-                    return None  # it is at work, or waits for tool outputs: the thread's turn is its own
+            active = [record.run for record in self._active_records(thread_id, self.turns.read(thread_id))]
+            while (run := lifecycle.next_in_turn(active)) is not None:
                 if lifecycle.is_expired(run, now_ns):
                     settled.append(self._act_locked(thread_id, run.id, self._expire))
+                    active.remove(run)
                     continue
-                if not lifecycle.is_due(run, now_ns):
-                    self._delayed[thread_id] = (run.retry_at or 0) * 1_000_000_000
-                    return None
-                return self._claim(run, worker_id)
+                if lifecycle.is_due(run, now_ns):
+                    return self._claim(run, worker_id)
+                self._delayed[thread_id] = (run.retry_at or 0) * 1_000_000_000
+                return None
         return None
 
     def _expire(self, record: RunRecord, known: RunLog) -> Change | None:
@@ -440,51 +439,52 @@ class Runs:
 
     def _commit(self, held: Held, old: RunRecord, change: Change) -> None:
         run = change.record.run
-        self._threads.append(run.thread_id, change.messages)
+        # All is put into bytes before the first of them is written: what cannot be kept as JSON changes nothing.
+        record = rewritten(held, old, change.record) if change.record != old else None
+        messages = log.dumped_lines(change.messages)
+        events = log.dumped_lines(change.events)
+        steps = [(self._layout.step(run.thread_id, run.id, step.id), step, dumped(step)) for step in change.steps]
+        if messages:
+            self._threads.append(run.thread_id, messages)
         try:
-            if change.record != old:
+            if record is None:
+                if messages:
+                    held.check_untouched()
+            else:
                 if old.run.status.is_terminal and not run.status.is_terminal:
                     self.turns.enter(run.thread_id, self.turns.read(run.thread_id), run.sequence or 0, run.id)
-                rewrite_record(self._disk, held, old, change.record)
-            elif change.messages:
-                held.check_untouched()
+                self._disk.rewrite(held, record)
         except BaseException:
-            if change.messages:
+            if messages:
                 self._threads.retract(run.thread_id, change.messages)
             raise
-        self._put_steps(run, change.steps)
-        self._append_events(run, change.events)
+        for path, step, data in steps:
+            start_over_after_foreign_writes(path, partial(self._put_step, path, step, data))
+        if events:
+            self._append_events(run, change.events, events)
         self._requeue(old.run, run)
 
-    def _put_steps(self, run: Run, steps: tuple[RunStep, ...]) -> None:
-        for step in steps:
-            path = self._layout.step(run.thread_id, run.id, step.id)
-            start_over_after_foreign_writes(path, partial(self._put_step, path, step))
-
-    def _put_step(self, path: Path, step: RunStep) -> None:
+    def _put_step(self, path: Path, step: RunStep, data: bytes) -> None:
         try:
             held = Held(path)
         except FileNotFoundError:
             self._disk.make_directories(path.parent)
-            self._disk.create(path, dumped(step))
+            self._disk.create(path, data)
             return
         with held:
-            rewrite_record(self._disk, held, codec.decode(held.data, RunStep, path), step)
+            self._disk.rewrite(held, rewritten(held, codec.decode(held.data, RunStep, path), step))
 
-    def _append_events(self, run: Run, events: tuple[RunEvent, ...]) -> None:
-        if not events:
-            return
+    def _append_events(self, run: Run, events: tuple[RunEvent, ...], data: bytes) -> None:
         # Forgotten until all is written: after a failure the file is read again and says how far it came.
         known = self._known_logs.pop((run.thread_id, run.id), None)
         path = self._layout.events(run.thread_id, run.id)
         durable = any(event.type not in _DELTAS for event in events)
-        data = _lines(events)
         start = log.append_lines(self._disk, path, data, self._layout.damaged, durable=durable)
         if known is not None and known.size == start and not run.status.is_terminal:
             for event in events:
                 known.log.apply(event)
             known.size += len(data)
-            self._keep_log(run, known)
+            self._known_logs[run.thread_id, run.id] = known
 
     def _requeue(self, old: Run, run: Run) -> None:
         if run.status.is_terminal and not old.status.is_terminal:
@@ -554,9 +554,6 @@ class Runs:
             self._known_logs.popitem(last=False)
         return known.log
 
-    def _keep_log(self, run: Run, known: _KnownLog) -> None:
-        self._known_logs[run.thread_id, run.id] = known
-
     def _run_ids(self, thread_id: str) -> list[str]:
         return [name for name in self._disk.subdirectories(self._layout.runs(thread_id)) if is_id(name)]
 
@@ -569,10 +566,6 @@ class Runs:
 
     def _readable_runs(self, thread_id: str) -> Iterator[Run]:
         return self._all_runs(thread_id, [])
-
-
-def _lines(events: tuple[RunEvent, ...]) -> bytes:
-    return b"".join(codec.dump_line(codec.to_record(event)) for event in events)
 
 
 def _id(item: Run | RunStep) -> str:

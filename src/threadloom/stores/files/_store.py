@@ -22,6 +22,7 @@ from threadloom import lifecycle
 from threadloom.checks import (
     MetadataChange,
     OnBusy,
+    check_lease,
     check_message,
     check_on_busy,
     check_run,
@@ -402,6 +403,7 @@ class FileStore(ThreadStore):
 
     async def write_run(self, lease: Lease, work: RunWrite) -> Run:
         """Write for a run under its lease."""
+        check_lease(lease)
         run = await self._write(lease.thread_id, "write for a run", self._parts.runs.write, lease, work)
         if work.status is not None:
             self._ring_run(lease.thread_id, lease.run_id)
@@ -411,6 +413,7 @@ class FileStore(ThreadStore):
 
     async def check_lease(self, lease: Lease) -> Run:
         """Return the run, or raise ``LeaseLostError``."""
+        check_lease(lease)
         return await self._read("look at a lease", self._parts.runs.check_lease, lease)
 
     async def settle_run(self, thread_id: str, run_id: str) -> Run:

@@ -36,7 +36,7 @@ from threadloom.stores.files._lock import locked
 from threadloom.stores.files._records import (
     dumped,
     read_record,
-    rewrite_record,
+    rewritten,
     setting_aside,
     start_over_after_foreign_writes,
 )
@@ -122,7 +122,7 @@ class Threads:
             with Held(path) as held:
                 old = codec.decode(held.data, Thread, path)
                 new = attrs.evolve(old, metadata=new_metadata(old.metadata, change))
-                rewrite_record(self._disk, held, old, new)
+                self._disk.rewrite(held, rewritten(held, old, new))
                 return new
 
         with self.locked(thread_id):
@@ -154,15 +154,13 @@ class Threads:
 
     # Messages
 
-    def append(self, thread_id: str, messages: tuple[Message, ...]) -> None:
+    def append(self, thread_id: str, lines: bytes) -> None:
         """Append messages to a thread whose lock is held."""
-        if messages:
-            data = b"".join(codec.dump_line(codec.to_record(message)) for message in messages)
-            log.append_lines(self._disk, self._layout.messages(thread_id), data, self._layout.damaged)
+        log.append_lines(self._disk, self._layout.messages(thread_id), lines, self._layout.damaged)
 
     def append_one(self, thread_id: str, message: Message) -> Message:
         with self.locked(thread_id):
-            self.append(thread_id, (message,))
+            self.append(thread_id, log.dumped_lines((message,)))
         return message
 
     def retract(self, thread_id: str, messages: tuple[Message, ...]) -> None:
