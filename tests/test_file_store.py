@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -328,3 +330,35 @@ async def test_no_temporary_file_stays(store, thread):
         await store.update_run(thread.id, run.id, metadata={"n": str(number)})
         await store.update_thread(thread.id, metadata={"n": str(number)})
     assert list((store.root / ".threadloom" / "tmp").iterdir()) == []
+
+
+async def test_a_loop_that_is_shut_down_in_the_middle_loses_no_write_that_has_begun(tmp_path):
+    script = """
+import asyncio, sys
+from threadloom import *
+
+async def main():
+    store = await FileStore.open(sys.argv[1], durability="process")
+    thread = await store.create_thread(Thread.new())
+    async def write():
+        for number in range(1000):
+            await store.append_message(thread.id, Message.user(thread.id, str(number)))
+            print(number, flush=True)
+    main.tasks = [asyncio.create_task(write()) for _ in range(4)]
+    while len(await store.list_messages(thread.id)) < 50:
+        pass
+    # Neither the tasks are awaited nor the store is closed: asyncio.run cancels whatever is left.
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    async with asyncio.timeout(20):
+        said, complaints = await process.communicate()
+    assert process.returncode == 0, complaints
+    async with FileStore(tmp_path) as store:
+        [thread_id] = await store.list_thread_ids()
+        page = await store.list_messages(thread_id)
+    assert page.damaged == ()
+    assert 0 <= len(page) - len(said.splitlines()) <= 4

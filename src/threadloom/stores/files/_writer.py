@@ -12,10 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import aiofiles.os
-from attrs import define
+from attrs import define, field
 
 from threadloom.errors import StoreBusyError, StoreClosedError
 from threadloom.stores.files._lock import LockedElsewhereError
@@ -43,6 +43,20 @@ class _Outcome:
     error: BaseException | None = None
 
 
+@define(eq=False)
+class _Batch:
+    operations: list[_Operation] = field(factory=list)
+    # Whoever takes the one token decides: the thread, that the batch is run, or the loop, that it never is.
+    token: deque[None] = field(factory=lambda: deque([None]))
+
+    def take(self) -> bool:
+        try:
+            self.token.pop()
+        except IndexError:
+            return False
+        return True
+
+
 class Hop:
     """Runs plain functions in a thread, in the order they come, those that wait together in one go.
 
@@ -60,34 +74,33 @@ class Hop:
         self._executor = executor
         self._finish = finish
         self._patience = lock_patience.total_seconds()
-        self._pending: deque[_Operation] = deque()
-        self._running: asyncio.Task[None] | None = None
-        self._arrived = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._run_in_thread = aiofiles.os.wrap(self._run_batch)
+        self._pending: list[_Operation] = []
+        self._hop: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._pause = _FIRST_RETRY_SECONDS
         self._is_closed = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
-    async def run(self, function: Callable[..., T], *args: Any, key: str | None = None, **options: Any) -> T:
+    async def run(self, function: Callable[..., T], *args: Any, key: str | None = None) -> T:
         """Return what ``function`` returns, run in the thread.
 
         A caller that is cancelled before the function has begun withdraws it; else its end is awaited, and then the
         cancellation goes on (G7). ``StoreBusyError`` where another process keeps its lock for too long.
         """
-        answer = self.start(function, *args, key=key, **options)
-        return cast("T", await self.ended(answer))
+        return await self.ended(self.start(function, *args, key=key))
 
-    def start(
-        self, function: Callable[..., T], *args: Any, key: str | None = None, **options: Any
-    ) -> asyncio.Future[T]:
+    def start(self, function: Callable[..., T], *args: Any, key: str | None = None) -> asyncio.Future[T]:
         """Hand in a function and return the future of its answer, to be awaited by ``ended``."""
         if self._is_closed:
             raise StoreClosedError
-        loop = asyncio.get_running_loop()
-        operation = _Operation(
-            key, partial(function, *args, **options), loop.create_future(), loop.time() + self._patience
-        )
+        deadline = self._loop.time() + self._patience
+        operation = _Operation(key, partial(function, *args), self._loop.create_future(), deadline)
         self._pending.append(operation)
-        self._arrived.set()
-        if self._running is None:
-            self._running = loop.create_task(self._run_pending(), name="threadloom writer")
+        self._is_idle.clear()
+        self._go()
         return operation.answer
 
     async def ended(self, answer: asyncio.Future[T]) -> T:
@@ -104,63 +117,79 @@ class Hop:
             raise
 
     async def close(self) -> None:
-        """Await all that was handed in, and refuse more."""
+        """Refuse more, and return when all that was handed in is done."""
         self._is_closed = True
-        if self._running is not None:
-            await until_done(self._running)
+        await self._is_idle.wait()
 
     def _withdraw(self, answer: asyncio.Future[Any]) -> bool:
         for operation in self._pending:
             if operation.answer is answer:
                 self._pending.remove(operation)
                 answer.cancel()
+                self._go()
                 return True
         return False
 
-    async def _run_pending(self) -> None:
-        loop = asyncio.get_running_loop()
-        run_batch = aiofiles.os.wrap(self._run_batch)
-        pause = _FIRST_RETRY_SECONDS
-        try:
-            while self._pending:
-                self._arrived.clear()
-                batch, self._pending = self._pending, deque()
-                outcomes, blocked = await run_batch(batch, executor=self._executor)
-                for outcome in outcomes:
-                    _answer(outcome)
-                self._pending.extendleft(reversed(self._still_patient(blocked, loop.time())))
-                if outcomes:
-                    pause = _FIRST_RETRY_SECONDS
-                elif self._pending:
-                    # All that is pending waits for locks of other processes; whatever arrives need not wait with it.
-                    await self._arrival(pause)
-                    pause = min(pause * 2, _LAST_RETRY_SECONDS)
-        finally:
-            self._running = None
+    # On the loop
 
-    async def _arrival(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._arrived.wait()
-        except TimeoutError:
+    def _go(self) -> None:
+        """Send all that is pending to the thread, unless a batch is there already."""
+        if self._hop is not None:
             return
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if not self._pending:
+            self._is_idle.set()
+            return
+        batch = _Batch()
+        self._hop = self._loop.create_task(self._send(batch), name="threadloom hop")
+        self._hop.add_done_callback(lambda _: self._put_back(batch))
 
-    def _still_patient(self, blocked: list[_Operation], now: float) -> list[_Operation]:
-        patient = [operation for operation in blocked if now < operation.deadline]
+    async def _send(self, batch: _Batch) -> None:
+        # By now all that was handed in during the same turn of the loop has arrived.
+        batch.operations, self._pending = self._pending, []
+        # The thread answers by itself: a cancellation of this task, as by asyncio.run at its end, loses nothing.
+        await self._run_in_thread(batch, executor=self._executor)
+
+    def _put_back(self, batch: _Batch) -> None:
+        if batch.take():  # cancelled before the thread had come to it
+            self._next(batch.operations)
+
+    def _answer(self, outcomes: list[_Outcome], blocked: list[_Operation]) -> None:
+        for outcome in outcomes:
+            if outcome.error is None:
+                outcome.operation.answer.set_result(outcome.result)
+            else:
+                outcome.operation.answer.set_exception(outcome.error)
+        now = self._loop.time()
         for operation in blocked:
             if now >= operation.deadline:
-                error = StoreBusyError(
-                    f"Another process has held the lock on {operation.key!r} for {self._patience:g} seconds."
+                operation.answer.set_exception(
+                    StoreBusyError(f"Another process has held the lock on {operation.key!r} for {self._patience:g} s.")
                 )
-                _answer(_Outcome(operation, error=error))
-        return patient
+        self._pause = _FIRST_RETRY_SECONDS if outcomes else min(self._pause * 2, _LAST_RETRY_SECONDS)
+        self._next([operation for operation in blocked if not operation.answer.done()])
 
-    def _run_batch(self, batch: deque[_Operation]) -> tuple[list[_Outcome], list[_Operation]]:
-        """Run in the thread: every operation of the batch, but those whose keys are locked elsewhere."""
+    def _next(self, first: list[_Operation]) -> None:
+        self._hop = None
+        arrived = bool(self._pending)
+        self._pending[:0] = first
+        if first and not arrived:
+            # All that is pending waits for locks of other processes. Whatever arrives does not wait with it.
+            self._retry = self._loop.call_later(self._pause, self._go)
+        else:
+            self._go()
+
+    # In the thread
+
+    def _run_batch(self, batch: _Batch) -> None:
+        if not batch.take():
+            return
         outcomes: list[_Outcome] = []
         blocked: list[_Operation] = []
         blocked_keys: set[str] = set()
-        for operation in batch:
+        for operation in batch.operations:
             if operation.key is not None and operation.key in blocked_keys:
                 blocked.append(operation)
                 continue
@@ -178,15 +207,7 @@ class Hop:
             # None of them may be called durable; what each of them changed may or may not outlive a power cut.
             for outcome in outcomes:
                 outcome.error = outcome.error or error
-        return outcomes, blocked
-
-
-def _answer(outcome: _Outcome) -> None:
-    answer = outcome.operation.answer
-    if outcome.error is None:
-        answer.set_result(outcome.result)
-    else:
-        answer.set_exception(outcome.error)
+        self._loop.call_soon_threadsafe(self._answer, outcomes, blocked)
 
 
 async def until_done(future: asyncio.Future[Any]) -> None:
