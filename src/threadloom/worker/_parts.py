@@ -1,0 +1,246 @@
+"""What a handler fills piece by piece: a message, and a step with tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import attrs
+
+from threadloom.errors import InvalidInputError
+from threadloom.events import MessageDelta, StepDelta
+from threadloom.ids import new_message_id
+from threadloom.models import (
+    FunctionCall,
+    IncompleteDetails,
+    Message,
+    MessageRole,
+    MessageStatus,
+    Run,
+    RunError,
+    RunStep,
+    RunStepStatus,
+    TextContent,
+    ToolCall,
+    ToolCalls,
+)
+from threadloom.worker._writer import Items, Part, RunWriter
+
+__all__ = ["MessageWriter", "StepWriter", "check_text", "raised", "whole_message"]
+
+
+def check_text(text: object) -> None:
+    """Raise ``InvalidInputError`` for what is no string."""
+    if not isinstance(text, str):
+        raise InvalidInputError(f"A message is made of str, not {type(text).__name__}.")
+
+
+def raised(error: BaseException) -> RunError:
+    """Return what may be shown of an exception to anyone: the name of its class, for its words may hold secrets."""
+    return RunError("server_error", f"The handler raised {type(error).__name__}.")
+
+
+class MessageWriter(Part):
+    """A message that is streamed: made by ``ctx.message()``, open within its ``async with``."""
+
+    kind = "message"
+
+    def __init__(self, writer: RunWriter) -> None:
+        self._writer = writer
+        self._pieces: list[str] = []
+        self._was_opened = False
+        self._message = _new_message(writer.run, writer.now)
+        self._step = _message_step(self._message, writer.run)
+
+    @property
+    def id(self) -> str:
+        """The id of the message."""
+        return self._message.id
+
+    @property
+    def text(self) -> str:
+        """What was written so far."""
+        return "".join(self._pieces)
+
+    async def write(self, text: str) -> None:
+        """Add a piece of text, as one event; an empty one does nothing.
+
+        ``LeaseLostError`` once the run is not this worker's any more.
+        """
+        check_text(text)
+        if text:
+            await self._writer.add(self, (MessageDelta(self.id, text),), lambda: self._pieces.append(text))
+
+    async def begin(self, text: str) -> bool:
+        """Open the message with its first piece, in one act; do nothing and return false for an empty one."""
+        check_text(text)
+        if text:
+            await self._open(text)
+        return bool(text)
+
+    async def __aenter__(self) -> Self:
+        """Announce the message and its step, in one act."""
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the message and its step, in one act; leave them open where there was an exception.
+
+        Then the end of the run says how they end, or the next message or step if the handler goes on: ``incomplete``
+        because of ``run_failed``, the step ``failed``.
+        """
+        self.is_left = True
+        if error is None:
+            await self._writer.close(self, self.completing)
+
+    async def _open(self, *first: str) -> None:
+        if self._was_opened:
+            raise InvalidInputError("A message is opened once: take another ctx.message() for the next one.")
+        self._was_opened = True
+        deltas = tuple(MessageDelta(self.id, text) for text in first)
+        await self._writer.open(self, lambda _: deltas)
+        self._pieces.extend(first)
+
+    def opening(self, now: int) -> Items:
+        """Return what announces the message."""
+        self._message = attrs.evolve(self._message, created_at=now)
+        self._step = attrs.evolve(self._step, created_at=now)
+        return (self._step, self._message)
+
+    def completing(self, now: int) -> Items:
+        """Return what ends it, whole."""
+        return (_completed(self._message, self.text, now), _ended(self._step, RunStepStatus.COMPLETED, now))
+
+    def failing(self, now: int) -> Items:
+        """Return what ends it where it was left."""
+        message = attrs.evolve(
+            self._message,
+            status=MessageStatus.INCOMPLETE,
+            content=_content(self.text),
+            incomplete_at=now,
+            incomplete_details=IncompleteDetails("run_failed"),
+        )
+        return (message, _ended(self._step, RunStepStatus.FAILED, now))
+
+
+class StepWriter(Part):
+    """A step in which the handler calls tools itself: made by ``ctx.step(calls)``, open within its ``async with``."""
+
+    kind = "step"
+
+    def __init__(self, writer: RunWriter, calls: Iterable[FunctionCall | ToolCall]) -> None:
+        self._writer = writer
+        self._was_opened = False
+        run = writer.run
+        self._step = RunStep.tool_calls(
+            thread_id=run.thread_id, run_id=run.id, calls=calls, assistant_id=run.assistant_id
+        )
+        details = self._step.step_details
+        made = details.tool_calls if isinstance(details, ToolCalls) else ()
+        self._calls = {call.id: call for call in made if isinstance(call, ToolCall)}
+        if len(self._calls) != len(made):
+            raise InvalidInputError("The calls of a step must be FunctionCall or ToolCall, each id once.")
+
+    @property
+    def id(self) -> str:
+        """The id of the step."""
+        return self._step.id
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The calls, in the order they were handed in, with the outputs they have so far."""
+        return tuple(self._calls.values())
+
+    def set_output(self, call: ToolCall | str, output: str) -> None:
+        """Note the output of a call, named by itself or by its id; it is written when the step ends."""
+        id_ = call.id if isinstance(call, ToolCall) else call
+        if id_ not in self._calls:
+            raise InvalidInputError(f"{id_!r} is no call of this step, which has {', '.join(self._calls) or 'none'}.")
+        if not isinstance(output, str):
+            raise InvalidInputError(f"The output of a call is a str, not {type(output).__name__}.")
+        old = self._calls[id_]
+        self._calls[id_] = attrs.evolve(old, function=attrs.evolve(old.function, output=output))
+
+    async def __aenter__(self) -> Self:
+        """Announce the step and its calls, in one act."""
+        if self._was_opened:
+            raise InvalidInputError("A step is opened once: take another ctx.step() for the next one.")
+        self._was_opened = True
+        await self._writer.open(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the step: ``completed`` with the outputs, or ``failed`` at once where there was an exception.
+
+        A cancellation, ``ctx.fail`` and ``ctx.incomplete`` leave it to the end of the run to say how it ends.
+        """
+        self.is_left = True
+        if error is None:
+            await self._writer.close(self, self._completing)
+        elif isinstance(error, Exception):
+            reason = raised(error)
+            await self._writer.close(self, lambda now: (self._with(RunStepStatus.FAILED, now, reason),))
+
+    def opening(self, now: int) -> Items:
+        """Return what announces the step."""
+        self._step = attrs.evolve(self._step, created_at=now, step_details=ToolCalls(self.calls))
+        return (self._step, *(StepDelta(self.id, index, call) for index, call in enumerate(self.calls)))
+
+    def failing(self, now: int) -> Items:
+        """Return what ends it where it was left."""
+        return (self._with(RunStepStatus.FAILED, now, RunError("server_error", "The handler left the step.")),)
+
+    def _completing(self, now: int) -> Items:
+        return (self._with(RunStepStatus.COMPLETED, now),)
+
+    def _with(self, status: RunStepStatus, now: int, error: RunError | None = None) -> RunStep:
+        step = attrs.evolve(self._step, step_details=ToolCalls(self.calls))
+        return _ended(step, status, now, error)
+
+
+def whole_message(run: Run, text: str, now: int) -> tuple[Message, Items]:
+    """Return a message with ``text``, and what announces, streams and ends it together with its step."""
+    announced = _new_message(run, now)
+    step = _message_step(announced, run)
+    delta = (MessageDelta(announced.id, text),) if text else ()
+    message = _completed(announced, text, now)
+    return message, (step, announced, *delta, message, _ended(step, RunStepStatus.COMPLETED, now))
+
+
+def _new_message(run: Run, now: int) -> Message:
+    return Message(
+        id=new_message_id(),
+        created_at=now,
+        thread_id=run.thread_id,
+        role=MessageRole.ASSISTANT,
+        content=(),
+        status=MessageStatus.IN_PROGRESS,
+        assistant_id=run.assistant_id or None,
+        run_id=run.id,
+    )
+
+
+def _message_step(message: Message, run: Run) -> RunStep:
+    step = RunStep.message_creation(
+        thread_id=run.thread_id, run_id=run.id, message_id=message.id, assistant_id=run.assistant_id
+    )
+    return attrs.evolve(step, created_at=message.created_at)
+
+
+def _content(text: str) -> tuple[TextContent, ...]:
+    return (TextContent(text),) if text else ()
+
+
+def _completed(message: Message, text: str, now: int) -> Message:
+    return attrs.evolve(message, status=MessageStatus.COMPLETED, content=_content(text), completed_at=now)
+
+
+def _ended(step: RunStep, status: RunStepStatus, now: int, error: RunError | None = None) -> RunStep:
+    if status is RunStepStatus.COMPLETED:
+        return attrs.evolve(step, status=status, completed_at=now)
+    return attrs.evolve(step, status=status, failed_at=now, last_error=error)
