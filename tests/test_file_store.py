@@ -12,13 +12,20 @@ import threading
 from datetime import timedelta
 from pathlib import Path
 
+import attrs
 import pytest
 
 from threadloom import (
+    Claim,
     FileStore,
     InvalidInputError,
+    LeaseLostError,
     Message,
+    MessageDelta,
+    MessageNotFoundError,
+    MessageStatus,
     Run,
+    RunNotFoundError,
     RunStatus,
     RunWrite,
     SerializationError,
@@ -26,6 +33,7 @@ from threadloom import (
     StoreClosedError,
     StoreIOError,
     Thread,
+    ThreadNotFoundError,
 )
 
 
@@ -44,22 +52,32 @@ async def thread(store):
     return await store.create_thread(Thread.new())
 
 
+async def taken(store: FileStore) -> Claim:
+    claim = await store.try_claim_run("worker")
+    assert claim is not None
+    return claim
+
+
+class Locks:
+    """Takes the lock of a directory, as another process would have it."""
+
+    def __init__(self):
+        self._descriptors = {}
+
+    def take(self, directory):
+        self._descriptors[directory] = os.open(directory, os.O_RDONLY)
+        fcntl.flock(self._descriptors[directory], fcntl.LOCK_EX)
+
+    def release(self, directory):
+        os.close(self._descriptors.pop(directory))
+
+
 @pytest.fixture
 def lock():
-    """Take the lock of a directory, as another process would have it, and give it back at the end."""
-    descriptors = {}
-
-    def take(directory):
-        descriptors[directory] = os.open(directory, os.O_RDONLY)
-        fcntl.flock(descriptors[directory], fcntl.LOCK_EX)
-
-    def release(directory):
-        os.close(descriptors.pop(directory))
-
-    take.release = release
-    yield take
-    for descriptor in descriptors.values():
-        os.close(descriptor)
+    locks = Locks()
+    yield locks
+    for directory in list(locks._descriptors):
+        locks.release(directory)
 
 
 # Opening and closing
@@ -89,7 +107,7 @@ async def test_a_root_that_is_a_file_is_an_io_error_that_names_it(tmp_path):
 
 async def test_an_unknown_durability_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="'power' or 'process'"):
-        FileStore(tmp_path, durability="ram")
+        FileStore(tmp_path, durability="ram")  # type: ignore[arg-type]
 
 
 async def test_closing_leaves_no_thread_task_or_descriptor(tmp_path):
@@ -126,7 +144,12 @@ async def test_operations_that_wait_at_the_same_moment_share_a_hop(store, thread
     hops = []
     loop = asyncio.get_running_loop()
     plain = loop.run_in_executor
-    monkeypatch.setattr(loop, "run_in_executor", lambda *args: hops.append(args) or plain(*args))
+
+    def count(*args):
+        hops.append(args)
+        return plain(*args)
+
+    monkeypatch.setattr(loop, "run_in_executor", count)
 
     await asyncio.gather(
         *(store.append_message(thread.id, Message.user(thread.id, str(number))) for number in range(100))
@@ -150,9 +173,8 @@ async def test_an_operation_that_fails_does_not_fail_its_neighbours(store, threa
 
 async def test_no_write_runs_on_the_event_loop(store, thread):
     # conftest lets every blocking call on the loop fail its test; here the thread that did the work is named.
-    names = []
-    await store.update_thread(thread.id, metadata=lambda old: names.append(threading.current_thread().name) or {})
-    assert names[0].startswith("threadloom")
+    changed = await store.update_thread(thread.id, metadata=lambda _: {"by": threading.current_thread().name})
+    assert changed.metadata["by"].startswith("threadloom")
 
 
 # Locks of other processes
@@ -160,7 +182,7 @@ async def test_no_write_runs_on_the_event_loop(store, thread):
 
 async def test_a_lock_that_stays_taken_ends_in_a_clear_error_and_holds_up_no_other_thread(store, thread, lock):
     other = await store.create_thread(Thread.new())
-    lock(store.thread_dir(thread.id))
+    lock.take(store.thread_dir(thread.id))
 
     waiting = asyncio.create_task(store.append_message(thread.id, Message.user(thread.id, "late")))
     for number in range(20):
@@ -172,7 +194,7 @@ async def test_a_lock_that_stays_taken_ends_in_a_clear_error_and_holds_up_no_oth
 
 
 async def test_writes_that_wait_for_a_lock_keep_their_order(store, thread, lock):
-    lock(store.thread_dir(thread.id))
+    lock.take(store.thread_dir(thread.id))
     appends = [asyncio.create_task(store.append_message(thread.id, Message.user(thread.id, str(n)))) for n in range(10)]
     await store.list_messages(thread.id)
     lock.release(store.thread_dir(thread.id))
@@ -182,7 +204,7 @@ async def test_writes_that_wait_for_a_lock_keep_their_order(store, thread, lock)
 
 
 async def test_a_write_that_waits_for_a_lock_is_withdrawn_when_its_caller_is_cancelled(store, thread, lock):
-    lock(store.thread_dir(thread.id))
+    lock.take(store.thread_dir(thread.id))
     waiting = asyncio.create_task(store.append_message(thread.id, Message.user(thread.id, "never")))
     await store.list_messages(thread.id)
     waiting.cancel()
@@ -198,9 +220,9 @@ async def test_a_thread_that_is_locked_elsewhere_does_not_hide_the_work_of_other
     await store.create_run(thread.id, Run.new(thread.id, model="m"))
     other = await store.create_thread(Thread.new())
     run = await store.create_run(other.id, Run.new(other.id, model="m"))
-    lock(store.thread_dir(thread.id))
+    lock.take(store.thread_dir(thread.id))
 
-    assert (await store.try_claim_run("worker")).run.id == run.id
+    assert (await taken(store)).run.id == run.id
     waiting = asyncio.create_task(store.claim_run("worker"))
     await store.list_thread_ids()
     lock.release(store.thread_dir(thread.id))
@@ -233,7 +255,7 @@ async def test_a_program_that_writes_a_record_in_place_is_seen(store, thread):
 
 async def test_a_lease_is_lost_to_a_program_that_replaces_the_status(store, thread):
     run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
-    claim = await store.try_claim_run("worker")
+    claim = await taken(store)
     watching = asyncio.create_task(store.wait_for_stop(claim.lease))
     await store.check_lease(claim.lease)
     path = store.run_dir(thread.id, run.id) / "status.json"
@@ -242,8 +264,106 @@ async def test_a_lease_is_lost_to_a_program_that_replaces_the_status(store, thre
     other.replace(path)
 
     async with asyncio.timeout(5):
-        [outcome] = await asyncio.gather(watching, return_exceptions=True)
-    assert type(outcome).__name__ == "LeaseLostError"
+        with pytest.raises(LeaseLostError):
+            await watching
+
+
+class ForeignWrite:
+    """Puts a foreign program's replacement right before our own, the moment that is hardest to hit."""
+
+    def __init__(self, store, monkeypatch, path, change):
+        self._plain = store._parts.disk.rewrite
+        self._path = path
+        self._change = change
+        self.writes = 0
+        monkeypatch.setattr(store._parts.disk, "rewrite", self)
+
+    def __call__(self, held, data):
+        if held.path == self._path and self.writes == 0:
+            self.writes += 1
+            foreign = self._path.with_name("foreign")
+            foreign.write_text(json.dumps(self._change(json.loads(self._path.read_bytes()))))
+            foreign.replace(self._path)
+        self._plain(held, data)
+
+
+async def test_an_act_that_starts_over_after_a_foreign_write_keeps_its_message_once(store, thread, monkeypatch):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    claim = await taken(store)
+    path = store.run_dir(thread.id, run.id) / "status.json"
+    foreign = ForeignWrite(store, monkeypatch, path, lambda record: record | {"x_seen": True})
+    replies = [Message.assistant(thread.id, text, run_id=run.id) for text in ("one", "two")]
+
+    await store.write_run(claim.lease, RunWrite(items=tuple(replies), status=RunStatus.COMPLETED))
+
+    assert foreign.writes == 1
+    page = await store.list_messages(thread.id)
+    assert [message.text for message in page] == ["one", "two"]
+    assert page.damaged == ()
+    assert (await store.get_message(thread.id, replies[0].id)).text == "one"
+    record = json.loads(path.read_bytes())
+    assert (record["status"], record["x_seen"]) == ("completed", True)
+
+
+async def test_an_act_that_a_foreign_write_forbids_takes_its_messages_back(store, thread, monkeypatch):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    claim = await taken(store)
+    path = store.run_dir(thread.id, run.id) / "status.json"
+    ForeignWrite(store, monkeypatch, path, lambda record: record | {"status": "cancelled"})
+    reply = Message.assistant(thread.id, "late", run_id=run.id)
+
+    with pytest.raises(LeaseLostError):
+        await store.write_run(claim.lease, RunWrite(items=(reply,), status=RunStatus.COMPLETED))
+
+    assert list(await store.list_messages(thread.id)) == []
+    with pytest.raises(MessageNotFoundError):
+        await store.get_message(thread.id, reply.id)
+
+
+async def test_a_run_that_another_program_queued_in_the_middle_of_its_message_is_done_again(store, thread):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    claim = await taken(store)
+    message = attrs.evolve(
+        Message.assistant(thread.id, "", run_id=run.id), status=MessageStatus.IN_PROGRESS, content=()
+    )
+    await store.write_run(claim.lease, RunWrite(items=(message, MessageDelta(message.id, "half"))))
+    path = store.run_dir(thread.id, run.id) / "status.json"
+    foreign = path.with_name("foreign")
+    foreign.write_text(json.dumps(json.loads(path.read_bytes()) | {"status": "queued"}))
+    foreign.replace(path)
+
+    async with FileStore(store.root, durability="process") as other:
+        again = await taken(other)
+        reply = Message.assistant(thread.id, "", run_id=run.id)
+        begun = attrs.evolve(reply, status=MessageStatus.IN_PROGRESS, content=())
+        await other.write_run(again.lease, RunWrite(items=(begun, reply), status=RunStatus.COMPLETED))
+
+    names = [event.type.removeprefix("thread.message.") async for event in store.events(thread.id, run.id)]
+    assert [name for name in names if "." not in name] == [
+        "created",
+        "in_progress",
+        "delta",
+        "incomplete",
+        "created",
+        "in_progress",
+        "completed",
+    ]
+    assert [message.id for message in await store.list_messages(thread.id)] == [reply.id]
+
+
+async def test_a_run_that_is_made_while_it_is_looked_for_is_no_damage(store, thread, monkeypatch):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+
+    def missed(path):
+        raise FileNotFoundError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._parts.disk, "read", missed)
+        with pytest.raises(RunNotFoundError):
+            await store.get_run(thread.id, run.id)
+        with pytest.raises(ThreadNotFoundError):
+            await store.get_thread(thread.id)
+    assert (await store.get_run(thread.id, run.id)).id == run.id
 
 
 # Without inotify
@@ -296,13 +416,30 @@ async def test_the_index_is_made_again_from_the_runs(tmp_path, damage):
             shutil.rmtree(own / "queue")
 
     async with FileStore(tmp_path, durability="process") as store:
-        first = await store.try_claim_run("worker")
-        second = await store.try_claim_run("worker")
+        first = await taken(store)
+        second = await taken(store)
         assert first.run.id == runs[0].id
-        assert second is not None
+        assert second.run.id != first.run.id
         assert await store.try_claim_run("worker") is None
         await store.write_run(first.lease, RunWrite(status=RunStatus.COMPLETED))
-        assert (await store.try_claim_run("worker")).run.id == runs[1].id
+        assert (await taken(store)).run.id == runs[1].id
+
+
+async def test_a_run_whose_maker_died_before_it_was_announced_is_found(tmp_path, monkeypatch):
+    class Death(BaseException):
+        """As far as one can die in a test."""
+
+    def die(path):
+        raise Death
+
+    async with FileStore(tmp_path, durability="process") as store:
+        thread = await store.create_thread(Thread.new())
+        monkeypatch.setattr(store._parts.disk, "touch", die)
+        run = Run.new(thread.id, model="m")
+        [outcome] = await asyncio.gather(store.create_run(thread.id, run), return_exceptions=True)
+        assert isinstance(outcome, Death)
+    async with FileStore(tmp_path, durability="process") as store:
+        assert (await taken(store)).run.id == run.id
 
 
 async def test_sequence_numbers_go_on_when_the_index_is_gone(tmp_path):

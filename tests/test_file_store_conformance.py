@@ -63,4 +63,4 @@ TestFileStoreMachine = store_machine(
     lambda clock, root: FileStore(root, durability="process", clock=clock),
     oracle=lambda clock, root: MemoryStore(clock=clock),
 ).TestCase
-TestFileStoreMachine.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestFileStoreMachine.settings = settings(max_examples=30, stateful_step_count=40)

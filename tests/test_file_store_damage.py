@@ -329,8 +329,12 @@ async def test_what_may_not_be_read_is_an_io_error_and_never_not_found(name):
         looked = subprocess.run(
             [sys.executable, "-c", LOOK_WITHOUT_RIGHTS, *arguments], capture_output=True, text=True, check=False
         )
-        for part in ["", "runs", f"runs/{run.id}"]:
-            (store.thread_dir(thread.id) / part).chmod(0o700)
+        for path in [
+            store.thread_dir(thread.id),
+            store.run_dir(thread.id, run.id).parent,
+            store.run_dir(thread.id, run.id),
+        ]:
+            path.chmod(0o700)
 
     assert looked.stdout.startswith("refused"), looked.stderr
     assert "Permission denied" in looked.stdout

@@ -54,9 +54,11 @@ class Others:
 
     async def start(self) -> None:
         for process in self.processes:
+            assert process.stdout is not None
             line = await asyncio.to_thread(process.stdout.readline)
             assert line == "ready\n"
         for process in self.processes:
+            assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
 
@@ -246,13 +248,14 @@ async def test_no_message_comes_after_a_foreign_program_has_ended_the_run(store,
         for _ in range(ticks % 4):
             await asyncio.sleep(0)
         cancelled.replace(status)
-        [outcome] = await asyncio.gather(finishing, return_exceptions=True)
+        outcome = (await asyncio.gather(finishing, return_exceptions=True))[0]
 
         assert (await store.get_run(thread.id, run.id)).status is RunStatus.CANCELLED
         messages = await store.list_messages(thread.id, run_id=run.id)
         if isinstance(outcome, LeaseLostError):
             assert list(messages) == []
         else:
+            assert isinstance(outcome, Run)
             assert outcome.status is RunStatus.COMPLETED, "it was written before the other program came"
             assert len(messages) == 1
 

@@ -23,8 +23,8 @@ from threadloom.errors import (
     StoreError,
     StoreIOError,
     ThreadAlreadyExistsError,
-    ThreadNotFoundError,
     ThreadloomError,
+    ThreadNotFoundError,
 )
 from threadloom.events import EventType, MessageDelta, RunEvent, StepDelta
 from threadloom.lifecycle import Lease, RunWrite

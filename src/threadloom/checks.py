@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from enum import StrEnum
+from typing import Any, Literal, TypeVar, get_args
 
 from threadloom.errors import InvalidInputError
 from threadloom.ids import check_id
@@ -13,6 +15,7 @@ from threadloom.models import Message, MessageStatus, Run, RunStep, Thread, chec
 __all__ = [
     "MetadataChange",
     "OnBusy",
+    "as_status",
     "check_lease",
     "check_message",
     "check_on_busy",
@@ -21,6 +24,8 @@ __all__ = [
     "check_thread",
     "new_metadata",
 ]
+
+S = TypeVar("S", bound=StrEnum)
 
 MetadataChange = Mapping[str, str] | None | Callable[[dict[str, Any]], Mapping[str, str]]
 """New metadata that replaces the old, none to clear it, or a plain function from the old to the new.
@@ -37,6 +42,7 @@ def check_thread(thread: Thread) -> None:
     """Raise unless ``thread`` may be kept."""
     check_id(thread.id)
     check_metadata(thread.metadata)
+    _check_finite("The thread's tool_resources", thread.tool_resources)
 
 
 def check_message(thread_id: str, message: Message) -> None:
@@ -49,6 +55,7 @@ def check_message(thread_id: str, message: Message) -> None:
         text = f"Message {message.id!r} is in_progress; only whole ones, completed or incomplete, are appended."
         raise InvalidInputError(text)
     check_metadata(message.metadata)
+    _check_finite("The message's attachments", message.attachments)
 
 
 def check_run(thread_id: str, run: Run) -> None:
@@ -56,6 +63,8 @@ def check_run(thread_id: str, run: Run) -> None:
     check_id(thread_id, run.id)
     _check_same("run", "thread_id", run.thread_id, thread_id)
     check_metadata(run.metadata)
+    for name in ("temperature", "top_p", "tools", "tool_choice", "response_format"):
+        _check_finite(f"The run's {name}", getattr(run, name))
 
 
 def check_step(thread_id: str, run_id: str, step: RunStep) -> None:
@@ -69,6 +78,15 @@ def check_step(thread_id: str, run_id: str, step: RunStep) -> None:
 def check_lease(lease: Lease) -> None:
     """Raise unless ``lease`` names its run by ids."""
     check_id(lease.thread_id, lease.run_id)
+
+
+def as_status(kind: type[S], status: str) -> S:
+    """Return ``status`` as a member of ``kind``, or raise ``InvalidInputError``, which names those there are."""
+    try:
+        return kind(status)
+    except ValueError:
+        text = f"{status!r} is no status here; it must be one of {', '.join(kind)}."
+        raise InvalidInputError(text) from None
 
 
 def check_on_busy(on_busy: OnBusy) -> None:
@@ -87,3 +105,17 @@ def _check_same(what: str, field: str, has: str, asked: str) -> None:
     if has != asked:
         text = f"The {what}'s {field} is {has!r}, but it was handed in for {asked!r}."
         raise InvalidInputError(text)
+
+
+def _check_finite(what: str, value: object) -> None:
+    """Raise for a number that JSON has no word for: it would be kept as null, and nobody told."""
+    match value:
+        case float() if not math.isfinite(value):
+            text = f"{what} has {value!r} in it, which JSON cannot say."
+            raise InvalidInputError(text)
+        case Mapping():
+            for item in value.values():
+                _check_finite(what, item)
+        case list() | tuple():
+            for item in value:
+                _check_finite(what, item)

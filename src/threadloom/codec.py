@@ -16,6 +16,7 @@ import attrs
 import cattrs
 import orjson
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+from cattrs.v import format_exception
 
 from threadloom.errors import InvalidInputError, SerializationError
 from threadloom.events import EventData, EventType, MessageDelta, RunEvent, StepDelta
@@ -105,8 +106,15 @@ def _reason(record: object, model: type) -> str:
     try:
         _explaining_converter.structure(record, model)
     except Exception as error:  # noqa: BLE001 - see from_record
-        return "; ".join(cattrs.transform_error(error, path="record")).rstrip(".")
+        return "; ".join(cattrs.transform_error(error, "record", _said)).rstrip(".")
     return "it cannot be read"
+
+
+def _said(error: BaseException, kind: type | None, most: int = 120) -> str:
+    if not isinstance(error, TypeError | ValueError):
+        return format_exception(error, kind)
+    text = str(error)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _strict(kind: type, *accepted: type) -> Callable[[Any, Any], Any]:
@@ -181,8 +189,9 @@ def _structure_tool_call(call: Any, _: Any = None) -> ToolCall | UnknownObject:
     match call:
         case {"id": str(id_), "function": {"name": str(name), "arguments": str(arguments)}}:
             output = _optional_text(call["function"], "output")
-            kind = _optional_text(call, "type") or "function"
-            return ToolCall(id=id_, function=FunctionCall(name=name, arguments=arguments, output=output), type=kind)
+            kind = _optional_text(call, "type")
+            function = FunctionCall(name=name, arguments=arguments, output=output)
+            return ToolCall(id=id_, function=function, type="function" if kind is None else kind)
         case {"type": str(kind)} if kind != "function":
             return UnknownObject(call)
     message = f"expected a tool call, not {call!r}"

@@ -115,6 +115,7 @@ class RunLog:
     number: int = 0
     run: Run | None = None
     open_steps: dict[str, RunStep] = field(factory=dict)
+    closed_steps: frozenset[str] = frozenset()
     open_message: Message | None = None
     # A linked list of the pieces, newest first: a copy of the log costs the same however long the text has grown.
     _text: _Pieces | None = field(default=None, eq=False, repr=False)
@@ -134,6 +135,7 @@ class RunLog:
                 self.open_steps[step.id] = step
             case RunStep() as step:
                 self.open_steps.pop(step.id, None)
+                self.closed_steps |= {step.id}
             case Message() as message if message.status is MessageStatus.IN_PROGRESS:
                 if self.open_message is None or self.open_message.id != message.id:
                     self._text = None
@@ -168,7 +170,7 @@ class RunLog:
 
     def copy(self) -> RunLog:
         """Return a log that goes its own way from here."""
-        return RunLog(self.number, self.run, dict(self.open_steps), self.open_message, self._text)
+        return RunLog(self.number, self.run, dict(self.open_steps), self.closed_steps, self.open_message, self._text)
 
     def _joined_text(self) -> str:
         pieces: list[str] = []

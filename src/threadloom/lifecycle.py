@@ -174,6 +174,8 @@ def claim(record: RunRecord, log: RunLog, *, worker_id: str, token: str, now_ns:
     run = record.run
     lease = Lease(thread_id=run.thread_id, run_id=run.id, worker_id=worker_id, token=token, attempt=run.attempt)
     act = _Act(record, log, now_ns)
+    # Left by a worker that is gone, or whose run another program queued: it is done again.
+    act.abandon(failed=False)
     act.begin_claim()
     started_at = act.now if run.started_at is None else run.started_at
     run = attrs.evolve(run, status=RunStatus.IN_PROGRESS, started_at=started_at, retry_at=None)
@@ -246,7 +248,7 @@ def force_status(
     if status is RunStatus.QUEUED or (is_leased(record) and not status.is_terminal):
         act.abandon(failed=False)
     if status is RunStatus.QUEUED:
-        run = attrs.evolve(run, attempt=1, retry_at=None, started_at=None)
+        run = attrs.evolve(run, attempt=1, retry_at=None, started_at=None, usage=None)
     return act.come_to(_with_status(run, status, error, act.now), lease=None)
 
 
@@ -362,6 +364,9 @@ class _Act:
 
     def _put_step(self, step: RunStep, old: RunStep | None) -> None:
         if old is None:
+            if step.id in self.log.closed_steps:
+                message = f"Step {step.id!r} of the run is closed, and stays as it is."
+                raise InvalidInputError(message)
             step = attrs.evolve(step, sequence=self.log.number + 1)
             old = attrs.evolve(step, status=RunStepStatus.IN_PROGRESS, completed_at=None, failed_at=None)
             self.emit(EventType.STEP_CREATED, old)

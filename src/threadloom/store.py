@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -344,7 +344,7 @@ class ThreadStore(ABC):
 
     # Events
 
-    async def events(self, thread_id: str, run_id: str, *, after: int = 0) -> AsyncIterator[RunEvent]:
+    async def events(self, thread_id: str, run_id: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
         """Yield what happens in a run, in order, from the event past number ``after`` to the run's last.
 
         It follows a live run, whichever process works on it, and holds nobody up: a slow reader reads later.

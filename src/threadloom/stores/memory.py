@@ -15,6 +15,7 @@ from threadloom import codec, lifecycle
 from threadloom.checks import (
     MetadataChange,
     OnBusy,
+    as_status,
     check_lease,
     check_message,
     check_on_busy,
@@ -283,7 +284,9 @@ class MemoryStore(ThreadStore):
         """Bring a run to ``status`` by hand."""
         state, run, record = self._run(thread_id, run_id)
         return self._commit(
-            state, run, lifecycle.update_status(record, run.log, RunStatus(status), error, now_ns=self._now())
+            state,
+            run,
+            lifecycle.update_status(record, run.log, as_status(RunStatus, status), error, now_ns=self._now()),
         )
 
     async def force_update_run_status(
@@ -292,7 +295,7 @@ class MemoryStore(ThreadStore):
         """Bring a run to ``status`` from any other."""
         state, run, record = self._run(thread_id, run_id)
         return self._commit(
-            state, run, lifecycle.force_status(record, run.log, RunStatus(status), error, now_ns=self._now())
+            state, run, lifecycle.force_status(record, run.log, as_status(RunStatus, status), error, now_ns=self._now())
         )
 
     async def request_cancel(self, thread_id: str, run_id: str) -> Run:

@@ -48,5 +48,5 @@ class ManualClock:
                 future.set_result(None)
 
     def step_wall_clock(self, delay: timedelta) -> None:
-        """Set the time of day on by ``delay``, or back where it is negative, as an administrator would: nobody wakes."""
+        """Set the time of day on by ``delay``, or back where it is negative, as a person would: nobody wakes."""
         self._wall_ns += delay // timedelta(microseconds=1) * _MICROSECOND

@@ -11,6 +11,7 @@ import itertools
 import os
 import secrets
 import shutil
+import sys
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
@@ -194,9 +195,12 @@ class Disk:
 
     def make_directories(self, path: Path) -> None:
         """Make a directory and its missing parents, unless it is there."""
-        if not os.path.isdir(path):
-            os.makedirs(path, exist_ok=True)
-            self._changed(path.parent)
+        if os.path.isdir(path):
+            return
+        self.make_directories(path.parent)
+        with suppress(FileExistsError):  # made by another process in this moment
+            os.mkdir(path)
+        self._changed(path.parent)
 
     def rewrite(self, held: Held, data: bytes) -> None:
         """Replace the record that was read as ``held``, or raise ``ForeignWriteError`` and leave the other's standing.
@@ -245,13 +249,19 @@ class Disk:
         with suppress(FileExistsError):
             self.create(path, data)
 
+    def make_empty(self, path: Path) -> None:
+        """Make an empty file unless there is one; nobody who watches for writes hears of it."""
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+
     def touch(self, path: Path) -> None:
         """Make an empty file or open the one there is: either way who watches the directory hears of it."""
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
 
-    def appended(self, path: Path) -> None:
-        """Note that a log was appended to, so that ``sync`` makes it durable."""
+    def appended(self, path: Path, *, is_new: bool) -> None:
+        """Note that a log was appended to, so that ``sync`` makes it durable, and its name too if it is new."""
         self._changed(path)
+        if is_new:
+            self._changed(path.parent)
 
     def move(self, source: Path, target: Path) -> None:
         """Give a file or directory a name that is not taken."""
@@ -345,7 +355,7 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
 
 
 def _rename_with(flag: int, source: Path, target: Path) -> bool:

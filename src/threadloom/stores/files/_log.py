@@ -45,7 +45,7 @@ def append_lines(disk: Disk, path: Path, data: bytes, damaged: Path, *, durable:
                 start = begin
         log.append(data)
     if durable:
-        disk.appended(path)
+        disk.appended(path, is_new=start == 0)
     return start
 
 

@@ -74,6 +74,8 @@ class TurnBook:
             insort(turn.active, (sequence, run_id), key=lambda entry: entry[0])
         turn.last_sequence = max(turn.last_sequence, sequence)
         self._write(thread_id, turn)
+        # In silence: whoever looks now finds the thread locked. It is announced when there is something to take.
+        self._disk.make_empty(self._layout.marker(thread_id))
 
     def leave(self, thread_id: str, turn: Turn, run_id: str) -> None:
         """Take a settled run out, and let the next one have its turn."""

@@ -35,7 +35,7 @@ from threadloom.errors import (
 from threadloom.events import EventType, RunEvent, RunLog
 from threadloom.ids import is_id
 from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
-from threadloom.models import Message, Run, RunStatus, RunStep, RunStepStatus
+from threadloom.models import Message, MessageStatus, Run, RunStatus, RunStep, RunStepStatus
 from threadloom.pages import Page, page_of
 from threadloom.store import Claim
 from threadloom.stores.files import _log as log
@@ -444,8 +444,7 @@ class Runs:
         messages = log.dumped_lines(change.messages)
         events = log.dumped_lines(change.events)
         steps = [(self._layout.step(run.thread_id, run.id, step.id), step, dumped(step)) for step in change.steps]
-        if messages:
-            self._threads.append(run.thread_id, messages)
+        start = self._threads.append(run.thread_id, messages) if messages else 0
         try:
             if record is None:
                 if messages:
@@ -456,7 +455,7 @@ class Runs:
                 self._disk.rewrite(held, record)
         except BaseException:
             if messages:
-                self._threads.retract(run.thread_id, change.messages)
+                self._threads.retract(run.thread_id, start, messages)
             raise
         for path, step, data in steps:
             start_over_after_foreign_writes(path, partial(self._put_step, path, step, data))
@@ -482,7 +481,7 @@ class Runs:
         start = log.append_lines(self._disk, path, data, self._layout.damaged, durable=durable)
         if known is not None and known.size == start and not run.status.is_terminal:
             for event in events:
-                known.log.apply(event)
+                known.log.apply(_detached(event))
             known.size += len(data)
             self._known_logs[run.thread_id, run.id] = known
 
@@ -512,8 +511,10 @@ class Runs:
             self._threads.check_exists(thread_id)
         except (NotFoundError, StoreError) as error:
             return error
-        if self._disk.exists(self._layout.run(thread_id, run_id)):
-            return SerializationError(self._layout.status(thread_id, run_id), "the run's directory is there without it")
+        status = self._layout.status(thread_id, run_id)
+        if self._disk.exists(status.parent) and not self._disk.exists(status):
+            return SerializationError(status, "the run's directory is there without it")
+        # Where both are there by now, the run was made between the two looks; when it was asked for, it was not.
         return RunNotFoundError(thread_id, run_id)
 
     def _record(self, thread_id: str, run_id: str, data: bytes) -> RunRecord:
@@ -566,6 +567,14 @@ class Runs:
 
     def _readable_runs(self, thread_id: str) -> Iterator[Run]:
         return self._all_runs(thread_id, [])
+
+
+def _detached(event: RunEvent) -> RunEvent:
+    """Return the event with a copy of what a worker handed in, which it may change afterwards."""
+    match event.data:
+        case (RunStep(status=RunStepStatus.IN_PROGRESS) | Message(status=MessageStatus.IN_PROGRESS)) as data:
+            return attrs.evolve(event, data=attrs.evolve(data, metadata=dict(data.metadata)))
+    return event
 
 
 def _id(item: Run | RunStep) -> str:

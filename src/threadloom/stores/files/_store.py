@@ -22,6 +22,7 @@ from threadloom import lifecycle
 from threadloom.checks import (
     MetadataChange,
     OnBusy,
+    as_status,
     check_lease,
     check_message,
     check_on_busy,
@@ -270,7 +271,7 @@ class FileStore(ThreadStore):
         self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None = None
     ) -> Run:
         """Bring a run to ``status`` by hand."""
-        status = RunStatus(status)
+        status = as_status(RunStatus, status)
         return await self._act(
             thread_id,
             run_id,
@@ -283,7 +284,7 @@ class FileStore(ThreadStore):
         self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None = None
     ) -> Run:
         """Bring a run to ``status`` from any other."""
-        status = RunStatus(status)
+        status = as_status(RunStatus, status)
         return await self._act(
             thread_id,
             run_id,

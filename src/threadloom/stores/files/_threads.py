@@ -6,6 +6,7 @@ hold none, for every record is replaced whole and every log is only appended to.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,7 @@ class _Edits:
     """What was changed of messages since they were appended."""
 
     deleted: set[str] = field(factory=set)
+    retracted: set[int] = field(factory=set)
     metadata: dict[str, dict[str, Any]] = field(factory=dict)
     damaged: list[StoreError] = field(factory=list)
 
@@ -147,25 +149,31 @@ class Threads:
             raise self.missing(thread_id)
 
     def missing(self, thread_id: str) -> Exception:
-        """Return the error for a thread whose record is not there."""
-        if self._disk.exists(self._layout.thread(thread_id)):
+        """Return the error for a thread whose record was not there."""
+        if self._disk.exists(self._layout.thread(thread_id)) and not self._disk.exists(self._layout.meta(thread_id)):
             return SerializationError(self._layout.meta(thread_id), "the thread's directory is there without it")
+        # Where both are there by now, the thread was made between the two looks; when it was asked for, it was not.
         return ThreadNotFoundError(thread_id)
 
     # Messages
 
-    def append(self, thread_id: str, lines: bytes) -> None:
-        """Append messages to a thread whose lock is held."""
-        log.append_lines(self._disk, self._layout.messages(thread_id), lines, self._layout.damaged)
+    def append(self, thread_id: str, lines: bytes) -> int:
+        """Append messages to a thread whose lock is held, and return where they begin."""
+        return log.append_lines(self._disk, self._layout.messages(thread_id), lines, self._layout.damaged)
 
     def append_one(self, thread_id: str, message: Message) -> Message:
         with self.locked(thread_id):
             self.append(thread_id, log.dumped_lines((message,)))
         return message
 
-    def retract(self, thread_id: str, messages: tuple[Message, ...]) -> None:
-        """Take back messages that were appended in an act which then came to nothing, under the same lock."""
-        self._edit(thread_id, *({"object": "thread.message.deleted", "message_id": m.id} for m in messages))
+    def retract(self, thread_id: str, start: int, lines: bytes) -> None:
+        """Take back messages that were appended in an act which came to nothing, before its lock is given back.
+
+        By their places: the act may be made anew, and append messages with the same ids.
+        """
+        ends = itertools.accumulate((len(line) for line in lines.splitlines(keepends=True)), initial=start)
+        offsets = list(ends)[:-1]
+        self._edit(thread_id, *({"object": "thread.message.retracted", "offset": offset} for offset in offsets))
 
     def end_of_messages(self, thread_id: str) -> int:
         """Return the offset past the last whole line of the thread's log."""
@@ -254,7 +262,9 @@ class Threads:
         return Page([message for _, message in found], has_more, damaged=tuple(damaged))
 
     def _message(self, path: Path, line: log.Line, edits: _Edits) -> Message | None:
-        """Return the message on a line as it is now, or none where the line is blank or its message deleted."""
+        """Return the message on a line as it is now, or none where the line is blank or its message taken away."""
+        if line[0] in edits.retracted:
+            return None
         record = log.parsed(path, line)
         if record is None:
             return None
@@ -316,6 +326,8 @@ class Threads:
                 match log.parsed(path, line):
                     case {"object": "thread.message.deleted", "message_id": str(message_id)}:
                         edits.deleted.add(message_id)
+                    case {"object": "thread.message.retracted", "offset": int(offset)}:
+                        edits.retracted.add(offset)
                     case {"object": "thread.message.edited", "message_id": str(message_id), "metadata": metadata}:
                         edits.metadata[message_id] = metadata
                     case None:

@@ -1,0 +1,678 @@
+"""The rules of a run's life, as tables: what is asked of a run in each status, and what comes of it."""
+
+from typing import Any
+
+import attrs
+import pytest
+
+from threadloom import lifecycle
+from threadloom.errors import (
+    InvalidIdError,
+    InvalidInputError,
+    InvalidMetadataError,
+    InvalidTransitionError,
+    LeaseLostError,
+    RunInTerminalStateError,
+)
+from threadloom.events import EventType, MessageDelta, RunEvent, RunLog, StepDelta
+from threadloom.lifecycle import Lease, RunRecord, RunWrite
+from threadloom.models import (
+    FunctionCall,
+    IncompleteDetails,
+    Message,
+    MessageRole,
+    MessageStatus,
+    RequiredAction,
+    Run,
+    RunError,
+    RunStatus,
+    RunStep,
+    RunStepStatus,
+    RunStepType,
+    TextContent,
+    ToolCall,
+    ToolCalls,
+    Usage,
+)
+
+NOW_NS = 1_000_999_999_999  # within second 1000
+NOW = 1_000
+ERROR = RunError("server_error", "Something broke.")
+OLD_ERROR = RunError("server_error", "Something broke before.")
+CALL = ToolCall(id="call_1", function=FunctionCall(name="brew", arguments="{}"))
+ACTION = RequiredAction((CALL,))
+HELD, GUESSED = "held", "guessed"
+LEASE = Lease(thread_id="thread_1", run_id="run_1", worker_id="worker_1", token=HELD, attempt=2)
+STATUSES = [status.value for status in RunStatus]
+LEASED = "leased "
+
+
+def a_run(status: str, **given: Any):
+    fields: dict[str, Any] = {
+        "sequence": 7,
+        "attempt": 2,
+        "messages_before": 3,
+        "started_at": 500,
+        "last_error": OLD_ERROR,
+    } | given
+    return Run(id="run_1", created_at=1, thread_id="thread_1", status=RunStatus(status), model="any", **fields)
+
+
+def a_step(step_id="step_1", status=RunStepStatus.IN_PROGRESS, **fields):
+    return RunStep(
+        id=step_id,
+        created_at=1,
+        run_id="run_1",
+        thread_id="thread_1",
+        type=RunStepType.TOOL_CALLS,
+        status=status,
+        **fields,
+    )
+
+
+def a_message(text="", status=MessageStatus.COMPLETED, **fields):
+    return Message(
+        id="msg_1",
+        created_at=1,
+        thread_id="thread_1",
+        role=MessageRole.ASSISTANT,
+        content=(TextContent(text),) if text else (),
+        status=status,
+        run_id="run_1",
+        **fields,
+    )
+
+
+def a_record(state, **fields):
+    """Return the record of a run in a state: a status, after ``leased`` where a worker has it."""
+    is_leased = state.startswith(LEASED)
+    return RunRecord(a_run(state.removeprefix(LEASED), **fields), LEASE if is_leased else None)
+
+
+def a_log(record, *, step=None, message=None, pieces=()):
+    """Return what the log says of a run that has come to event 5, with what is open in it."""
+    log = RunLog(number=5, run=record.run)
+    if step is not None:
+        log.open_steps[step.id] = step
+    if message is not None:
+        log.open_message = message
+        for piece in pieces:
+            log.apply(RunEvent(5, EventType.MESSAGE_DELTA, 1, MessageDelta(message.id, piece)))
+    return log
+
+
+def names(change):
+    return [event.type.removeprefix("thread.") for event in change.events]
+
+
+def read_table(table):
+    """Return (row, column, cell) for all of a table whose first line names the columns."""
+    head, *rows = [line.split() for line in table.strip().splitlines()]
+    return [
+        (" ".join(row[: -len(head)]), column, cell)
+        for row in rows
+        for column, cell in zip(head, row[-len(head) :], strict=True)
+    ]
+
+
+# yes: it becomes what was asked. terminal: RunInTerminalStateError. no: InvalidTransitionError.
+UPDATE = """
+                     queued   in_progress requires_action cancelling cancelled failed   completed incomplete expired
+queued               yes      yes         yes             yes        yes       yes      yes       yes        yes
+in_progress          yes      yes         yes             yes        yes       yes      yes       yes        yes
+leased in_progress   yes      yes         yes             yes        yes       yes      yes       yes        yes
+requires_action      yes      yes         yes             yes        yes       yes      yes       yes        yes
+cancelling           no       no          no              yes        yes       no       no        no         no
+leased cancelling    no       no          no              yes        yes       no       no        no         no
+cancelled            terminal terminal    terminal        terminal   terminal  terminal terminal  terminal   terminal
+failed               terminal terminal    terminal        terminal   terminal  terminal terminal  terminal   terminal
+completed            terminal terminal    terminal        terminal   terminal  terminal terminal  terminal   terminal
+incomplete           terminal terminal    terminal        terminal   terminal  terminal terminal  terminal   terminal
+expired              terminal terminal    terminal        terminal   terminal  terminal terminal  terminal   terminal
+"""
+STATES = list(dict.fromkeys(state for state, _, _ in read_table(UPDATE)))
+
+# The moment that says how a run ended.
+ENDED_AT = {"completed": "completed_at", "failed": "failed_at", "cancelled": "cancelled_at"}
+
+
+def check_moments(before, after):
+    """One moment at the most says how the run ended; it starts once."""
+    for status, name in ENDED_AT.items():
+        assert getattr(after, name) == (NOW if after.status == status else None)
+    if before.started_at is None and after.status == "in_progress":
+        assert after.started_at == NOW
+
+
+@pytest.mark.parametrize(("state", "asked", "answer"), read_table(UPDATE))
+def test_updating_a_status(state, asked, answer):
+    record = a_record(state, completed_at=9, failed_at=9, cancelled_at=9)
+    if answer == "yes":
+        change = lifecycle.update_status(record, a_log(record), RunStatus(asked), ERROR, now_ns=NOW_NS)
+        run = change.record.run
+        assert (run.status, run.last_error) == (asked, ERROR)
+        assert change.record.lease is None
+        assert (run.attempt, run.sequence, run.messages_before, run.started_at) == (2, 7, 3, 500)
+        check_moments(record.run, run)
+        assert names(change) == [f"run.{asked}"]
+        assert change.events[0] == RunEvent(6, EventType(f"thread.run.{asked}"), NOW, run)
+        assert (change.steps, change.messages) == ((), ())
+        return
+    errors: dict[str, type[Any]] = {"terminal": RunInTerminalStateError, "no": InvalidTransitionError}
+    with pytest.raises(errors[answer]) as caught:
+        lifecycle.update_status(record, a_log(record), RunStatus(asked), ERROR, now_ns=NOW_NS)
+    assert (caught.value.run_id, caught.value.status) == ("run_1", record.run.status)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("asked", STATUSES)
+def test_forcing_a_status_takes_any_to_any(state, asked):
+    record = a_record(state, completed_at=9, failed_at=9, cancelled_at=9, retry_at=2_000)
+    change = lifecycle.force_status(record, a_log(record), RunStatus(asked), ERROR, now_ns=NOW_NS)
+    run = change.record.run
+    assert (run.status, run.last_error) == (asked, ERROR)
+    assert change.record.lease is None
+    assert (run.sequence, run.messages_before) == (7, 3)
+    check_moments(record.run, run)
+    anew = asked == "queued"
+    assert (run.attempt, run.started_at, run.retry_at) == ((1, None, None) if anew else (2, 500, 2_000))
+    assert names(change) == [f"run.{asked}"]
+
+
+@pytest.mark.parametrize("act", [lifecycle.update_status, lifecycle.force_status])
+def test_no_error_clears_the_last_one(act):
+    record = a_record("in_progress")
+    change = act(record, a_log(record), RunStatus.COMPLETED, None, now_ns=NOW_NS)
+    assert change.record.run.last_error is None
+
+
+# What a request to cancel makes of a run: its status, whether the lease stays. same: no change. terminal: an error.
+CANCEL = """
+                     becomes    lease
+queued               cancelled  gone
+in_progress          cancelled  gone
+leased in_progress   cancelling stays
+requires_action      cancelled  gone
+cancelling           cancelled  gone
+leased cancelling    same       stays
+cancelled            terminal   -
+failed               terminal   -
+completed            terminal   -
+incomplete           terminal   -
+expired              terminal   -
+"""
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_requesting_to_cancel(state):
+    answers = {(row, column): cell for row, column, cell in read_table(CANCEL)}
+    becomes, lease = answers[state, "becomes"], answers[state, "lease"]
+    record = a_record(state)
+    if becomes == "terminal":
+        with pytest.raises(RunInTerminalStateError):
+            lifecycle.request_cancel(record, a_log(record), now_ns=NOW_NS)
+        return
+    change = lifecycle.request_cancel(record, a_log(record), now_ns=NOW_NS)
+    if becomes == "same":
+        assert change is None
+        return
+    assert change is not None
+    assert change.record.run.status == becomes
+    assert change.record.lease == (LEASE if lease == "stays" else None)
+    assert change.record.run.last_error is None
+    assert names(change) == [f"run.{becomes}"]
+    check_moments(record.run, change.record.run)
+
+
+# What comes of a worker's write, under the lease that it was given. lost: LeaseLostError.
+WRITE = """
+                     nothing queued in_progress requires_action cancelling cancelled failed completed incomplete expired
+queued               lost    lost   lost        lost            lost       lost      lost   lost      lost       lost
+in_progress          lost    lost   lost        lost            lost       lost      lost   lost      lost       lost
+leased in_progress   keeps   gives  keeps       gives           gives      gives     gives  gives     gives      gives
+requires_action      lost    lost   lost        lost            lost       lost      lost   lost      lost       lost
+cancelling           lost    lost   lost        lost            lost       lost      lost   lost      lost       lost
+leased cancelling    keeps   no     no          no              keeps      gives     no     no        no         no
+cancelled            lost    lost   lost        lost            lost       lost      lost   lost      lost       lost
+failed               lost    lost   lost        lost            lost       lost      lost   lost      lost       lost
+completed            lost    lost   lost        lost            lost       lost      lost   lost      lost       lost
+incomplete           lost    lost   lost        lost            lost       lost      lost   lost      lost       lost
+expired              lost    lost   lost        lost            lost       lost      lost   lost      lost       lost
+"""
+
+
+@pytest.mark.parametrize(("state", "asked", "answer"), read_table(WRITE))
+def test_writing_under_a_lease(state, asked, answer):
+    record = a_record(state)
+    work = RunWrite(status=None if asked == "nothing" else RunStatus(asked), error=ERROR, usage=Usage(1, 2, 3))
+    errors = {"lost": LeaseLostError, "no": InvalidTransitionError}
+    if answer in errors:
+        with pytest.raises(errors[answer]):
+            lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS)
+        return
+    change = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS)
+    run = change.record.run
+    assert run.usage == Usage(1, 2, 3)
+    assert (run.attempt, run.started_at) == (2, 500)
+    if answer == "keeps":
+        assert change.record == RunRecord(attrs.evolve(record.run, usage=run.usage), LEASE)
+        assert names(change) == []
+        return
+    assert (run.status, run.last_error) == (asked, ERROR)
+    assert change.record.lease is None
+    assert names(change) == [f"run.{asked}"]
+    check_moments(record.run, run)
+
+
+@pytest.mark.parametrize("state", ["leased in_progress", "leased cancelling"])
+def test_another_token_holds_nothing(state):
+    record = a_record(state)
+    other = attrs.evolve(LEASE, token=GUESSED)
+    assert lifecycle.holds(record, LEASE)
+    assert not lifecycle.holds(record, other)
+    with pytest.raises(LeaseLostError):
+        lifecycle.write(record, a_log(record), other, RunWrite(), now_ns=NOW_NS)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_lease_is_live_only_while_the_run_is_at_work_or_asked_to_stop(status):
+    record = RunRecord(a_run(status), LEASE)
+    is_live = status in {"in_progress", "cancelling"}
+    assert lifecycle.holds(record, LEASE) is is_live
+    assert lifecycle.is_leased(record) is is_live
+    assert not lifecycle.is_leased(RunRecord(a_run(status)))
+
+
+def test_what_belongs_to_a_status_goes_with_it():
+    record = a_record("leased in_progress")
+    details = IncompleteDetails("max_prompt_tokens")
+    for status, action, reason in (
+        (RunStatus.REQUIRES_ACTION, ACTION, None),
+        (RunStatus.INCOMPLETE, None, details),
+        (RunStatus.COMPLETED, None, None),
+    ):
+        work = RunWrite(status=status, required_action=action, incomplete_details=reason)
+        run = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS).record.run
+        assert (run.required_action, run.incomplete_details) == (action, reason)
+        waiting = RunRecord(run)
+        if status is RunStatus.REQUIRES_ACTION:
+            again = lifecycle.update_status(waiting, a_log(waiting), RunStatus.QUEUED, None, now_ns=NOW_NS)
+            assert again.record.run.required_action is None
+        forced = lifecycle.force_status(waiting, a_log(waiting), RunStatus.CANCELLED, None, now_ns=NOW_NS)
+        assert (forced.record.run.required_action, forced.record.run.incomplete_details) == (None, None)
+
+
+# Attempts count what went wrong, not an orderly stop and not tool outputs that came in.
+@pytest.mark.parametrize(
+    ("work", "attempt", "retry_at"),
+    [
+        (RunWrite(status=RunStatus.QUEUED), 2, None),
+        (RunWrite(status=RunStatus.QUEUED, attempt_failed=True), 3, None),
+        (RunWrite(status=RunStatus.QUEUED, attempt_failed=True, retry_at=2_000), 3, 2_000),
+        (RunWrite(status=RunStatus.QUEUED, retry_at=2_000), 2, 2_000),
+    ],
+)
+def test_putting_a_run_back_counts_an_attempt_that_failed(work, attempt, retry_at):
+    record = a_record("leased in_progress")
+    run = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS).record.run
+    assert (run.attempt, run.retry_at) == (attempt, retry_at)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_run_is_due_when_it_is_queued_and_its_wait_is_over(status):
+    queued = status == "queued"
+    assert lifecycle.is_due(a_run(status), NOW_NS) is queued
+    assert lifecycle.is_due(a_run(status, retry_at=1_000), NOW_NS) is queued
+    assert lifecycle.is_due(a_run(status, retry_at=1_001), NOW_NS) is False
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_run_is_expired_when_its_time_is_over_and_it_is_not_settled(status):
+    live = status in {"queued", "in_progress", "requires_action", "cancelling"}
+    assert lifecycle.is_expired(a_run(status), NOW_NS) is False
+    assert lifecycle.is_expired(a_run(status, expires_at=1_000), NOW_NS) is live
+    assert lifecycle.is_expired(a_run(status, expires_at=1_001), NOW_NS) is False
+
+
+@pytest.mark.parametrize(
+    ("statuses", "whose"),
+    [
+        ("", None),
+        ("completed failed", None),
+        ("queued", 0),
+        ("queued queued", 0),
+        ("cancelled queued queued", 1),
+        ("in_progress queued", None),
+        ("requires_action queued", None),
+        ("cancelling queued", None),
+        ("queued in_progress", None),
+        ("queued completed requires_action", None),
+    ],
+)
+def test_whose_turn_it_is(statuses, whose):
+    runs = [attrs.evolve(a_run(status), id=f"run_{n}") for n, status in enumerate(statuses.split())]
+    assert lifecycle.next_in_turn(runs) == (None if whose is None else runs[whose])
+
+
+def test_claiming_gives_a_lease_and_starts_the_run_once():
+    record = a_record("queued", started_at=None, retry_at=900)
+    change = lifecycle.claim(record, a_log(record), worker_id="worker_1", token=HELD, now_ns=NOW_NS)
+    assert change.record.lease == LEASE
+    assert change.record.run == attrs.evolve(record.run, status=RunStatus.IN_PROGRESS, started_at=NOW, retry_at=None)
+    again = lifecycle.claim(
+        RunRecord(attrs.evolve(change.record.run, status=RunStatus.QUEUED)),
+        a_log(record),
+        worker_id="worker_1",
+        token=HELD,
+        now_ns=NOW_NS + 5_000_000_000,
+    )
+    assert again.record.run.started_at == NOW
+
+
+@pytest.mark.parametrize(("number", "first"), [(0, 1_000_001), (5, 1_000_001), (1_000_000, 2_000_001)])
+def test_the_numbers_of_a_claim_begin_anew_far_ahead(number, first):
+    record = a_record("queued")
+    log = RunLog(number=number, run=record.run)
+    change = lifecycle.claim(record, log, worker_id="worker_1", token=HELD, now_ns=NOW_NS)
+    assert [(event.number, event.type) for event in change.events] == [(first, "thread.run.in_progress")]
+    assert log.number == number  # the log of the store is not touched
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_creating_a_run_gives_it_its_place_and_two_events(status):
+    run = a_run(status, sequence=None, attempt=9, retry_at=9, messages_before=None)
+    change = lifecycle.create(run, sequence=11, messages_before=4, now_ns=NOW_NS)
+    made = attrs.evolve(run, sequence=11, messages_before=4, attempt=1, retry_at=None)
+    assert change.record == RunRecord(made, None)
+    assert change.events == (
+        RunEvent(1, EventType.RUN_CREATED, NOW, made),
+        RunEvent(2, EventType(f"thread.run.{status}"), NOW, made),
+    )
+
+
+# What a run came to: what its open steps come to, the moment of it, why its open message is not whole.
+SETTLED = """
+             step       moment        reason
+completed    completed  completed_at  run_cancelled
+failed       failed     failed_at     run_failed
+incomplete   cancelled  cancelled_at  max_tokens
+expired      expired    expired_at    run_expired
+cancelled    cancelled  cancelled_at  run_cancelled
+"""
+SETTLEMENTS = {
+    row: {column: cell for other, column, cell in read_table(SETTLED) if other == row}
+    for row, _, _ in read_table(SETTLED)
+}
+
+
+def settled_by_force(record, log, status):
+    return lifecycle.force_status(record, log, status, ERROR, now_ns=NOW_NS)
+
+
+def settled_by_hand(record, log, status):
+    return lifecycle.update_status(record, log, status, ERROR, now_ns=NOW_NS)
+
+
+def settled_by_its_worker(record, log, status):
+    return lifecycle.write(record, log, LEASE, RunWrite(status=status, error=ERROR), now_ns=NOW_NS)
+
+
+def settled_after_a_foreign_write(record, log, status):
+    foreign = RunRecord(attrs.evolve(record.run, status=status, last_error=ERROR))
+    return lifecycle.settle(foreign, log, now_ns=NOW_NS)
+
+
+WAYS = [settled_by_force, settled_by_hand, settled_by_its_worker, settled_after_a_foreign_write]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("status", SETTLEMENTS)
+def test_a_run_that_ends_closes_what_is_open(way, status):
+    expected = SETTLEMENTS[status]
+    record = a_record("leased in_progress")
+    step = a_step(sequence=3)
+    message = a_message(status=MessageStatus.IN_PROGRESS, assistant_id="asst_1", metadata={"k": "v"})
+    log = a_log(record, step=step, message=message, pieces=("half ", "a ", "word"))
+    change = way(record, log, RunStatus(status))
+    closed = attrs.evolve(
+        step,
+        status=RunStepStatus(expected["step"]),
+        last_error=ERROR if status == "failed" else None,
+        **{expected["moment"]: NOW},
+    )
+    kept = attrs.evolve(
+        message,
+        content=(TextContent("half a word"),),
+        status=MessageStatus.INCOMPLETE,
+        incomplete_at=NOW,
+        incomplete_details=IncompleteDetails(expected["reason"]),
+    )
+    assert change.steps == (closed,)
+    assert change.messages == (kept,)
+    assert [(event.number, event.type, event.data) for event in change.events] == [
+        (6, "thread.message.incomplete", kept),
+        (7, f"thread.run.step.{expected['step']}", closed),
+        (8, f"thread.run.{status}", change.record.run),
+    ]
+    assert change.record.lease is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_message_in_which_nothing_was_said_is_not_kept(way):
+    record = a_record("leased in_progress")
+    log = a_log(record, message=a_message(status=MessageStatus.IN_PROGRESS))
+    change = way(record, log, RunStatus.CANCELLED)
+    assert change.messages == ()
+    assert names(change) == ["message.incomplete", "run.cancelled"]
+
+
+def test_a_cancelled_run_that_nobody_has_closes_what_is_open():
+    record = a_record("in_progress")
+    change = lifecycle.request_cancel(record, a_log(record, step=a_step()), now_ns=NOW_NS)
+    assert names(change) == ["run.step.cancelled", "run.cancelled"]
+
+
+def test_open_steps_that_no_log_knows_of_are_closed_too():
+    record = a_record("in_progress")
+    change = lifecycle.force_status(
+        record,
+        a_log(record, step=a_step("step_1")),
+        RunStatus.CANCELLED,
+        None,
+        open_steps=[a_step("step_1"), a_step("step_2")],
+        now_ns=NOW_NS,
+    )
+    assert [(step.id, step.status) for step in change.steps] == [("step_1", "cancelled"), ("step_2", "cancelled")]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_settling_touches_only_what_is_terminal_and_not_settled(state):
+    record = a_record(state)
+    settled = a_log(record)
+    assert lifecycle.settle(record, settled, now_ns=NOW_NS) is None
+    unsettled = a_log(a_record("in_progress"), step=a_step())
+    change = lifecycle.settle(record, unsettled, now_ns=NOW_NS)
+    if not record.run.status.is_terminal:
+        assert change is None
+        return
+    assert change is not None
+    assert change.record == RunRecord(record.run, None)
+    assert names(change)[-1] == f"run.{record.run.status}"
+    for event in change.events:
+        unsettled.apply(event)
+    assert lifecycle.settle(record, unsettled, now_ns=NOW_NS) is None
+
+
+@pytest.mark.parametrize("status", ["queued", "in_progress", "requires_action", "cancelling"])
+@pytest.mark.parametrize("act", [lifecycle.update_status, lifecycle.force_status])
+def test_what_a_worker_left_open_ends_when_its_lease_is_taken_and_is_kept_in_the_events_only(act, status):
+    record = a_record("leased in_progress")
+    log = a_log(record, step=a_step(), message=a_message(status=MessageStatus.IN_PROGRESS), pieces=["half a "])
+    change = act(record, log, RunStatus(status), None, now_ns=NOW_NS)
+    assert change.messages == ()
+    assert names(change) == ["message.incomplete", "run.step.cancelled", f"run.{status}"]
+
+
+def test_a_step_that_waits_for_its_outputs_stays_open_when_they_are_in():
+    record = a_record("requires_action")
+    change = lifecycle.update_status(record, a_log(record, step=a_step()), RunStatus.QUEUED, None, now_ns=NOW_NS)
+    assert change.steps == ()
+    assert names(change) == ["run.queued"]
+
+
+@pytest.mark.parametrize(
+    ("failed", "step_status", "reason"), [(False, "cancelled", "run_cancelled"), (True, "failed", "run_failed")]
+)
+def test_a_run_that_is_put_back_leaves_nothing_open(failed, step_status, reason):
+    record = a_record("leased in_progress")
+    log = a_log(record, step=a_step(), message=a_message(status=MessageStatus.IN_PROGRESS), pieces=["half a "])
+    work = RunWrite(status=RunStatus.QUEUED, attempt_failed=failed)
+    change = lifecycle.write(record, log, LEASE, work, now_ns=NOW_NS)
+    assert change.messages == ()
+    assert [step.status for step in change.steps] == [step_status]
+    assert names(change) == ["message.incomplete", f"run.step.{step_status}", "run.queued"]
+    ended: Any = change.events[0].data
+    assert ended.incomplete_details == IncompleteDetails(reason)
+
+
+def test_items_become_events_in_their_order():
+    record = a_record("leased in_progress")
+    step = a_step()
+    done = a_step(status=RunStepStatus.COMPLETED, step_details=ToolCalls((CALL,)), completed_at=9)
+    begun = a_message(status=MessageStatus.IN_PROGRESS)
+    whole = a_message("hello", completed_at=9)
+    items = (step, StepDelta("step_1", 0, CALL), done, begun, MessageDelta("msg_1", "hello"), whole)
+    change = lifecycle.write(
+        record, a_log(record), LEASE, RunWrite(items=items, status=RunStatus.COMPLETED), now_ns=NOW_NS
+    )
+    assert [(event.number, event.type.removeprefix("thread.")) for event in change.events] == [
+        (6, "run.step.created"),
+        (7, "run.step.in_progress"),
+        (8, "run.step.delta"),
+        (9, "run.step.completed"),
+        (10, "message.created"),
+        (11, "message.in_progress"),
+        (12, "message.delta"),
+        (13, "message.completed"),
+        (14, "run.completed"),
+    ]
+    assert change.steps == (attrs.evolve(done, sequence=6),)
+    assert change.messages == (whole,)
+    assert {event.created_at for event in change.events} == {NOW}
+
+
+def test_a_step_that_is_written_ended_was_begun_all_the_same():
+    record = a_record("leased in_progress")
+    step = a_step(status=RunStepStatus.FAILED, failed_at=9, last_error=ERROR)
+    change = lifecycle.write(record, a_log(record), LEASE, RunWrite(items=(step,)), now_ns=NOW_NS)
+    assert names(change) == ["run.step.created", "run.step.in_progress", "run.step.failed"]
+    data: list[Any] = [event.data for event in change.events]
+    assert [(step.status, step.failed_at) for step in data] == [
+        ("in_progress", None),
+        ("in_progress", None),
+        ("failed", 9),
+    ]
+
+
+def test_new_details_of_an_open_step_are_not_lost_when_it_is_closed():
+    record = a_record("leased in_progress")
+    detailed = a_step(step_details=ToolCalls((CALL,)))
+    work = RunWrite(items=(a_step(), detailed), status=RunStatus.CANCELLED)
+    change = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS)
+    (step,) = change.steps
+    assert (step.status, step.step_details) == ("cancelled", ToolCalls((CALL,)))
+    assert names(change) == [
+        *("run.step.created", "run.step.in_progress", "run.step.in_progress"),
+        *("run.step.cancelled", "run.cancelled"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("item", "error"),
+    [
+        (attrs.evolve(a_step(), id="../step"), InvalidIdError),
+        (attrs.evolve(a_message("hi"), id="a/b"), InvalidIdError),
+        (attrs.evolve(a_step(), run_id="run_2"), InvalidInputError),
+        (attrs.evolve(a_message("hi"), thread_id="thread_2"), InvalidInputError),
+        (attrs.evolve(a_message("hi"), run_id=None), InvalidInputError),
+        (attrs.evolve(a_message("hi"), metadata={"k": 1}), InvalidMetadataError),
+        (attrs.evolve(a_step(), metadata={"k": "v" * 513}), InvalidMetadataError),
+        (MessageDelta("msg_1", "not announced"), InvalidInputError),
+        (StepDelta("step_1", 0, CALL), InvalidInputError),
+    ],
+    ids=repr,
+)
+def test_an_item_that_cannot_be_written_is_refused(item, error):
+    record = a_record("leased in_progress")
+    with pytest.raises(error):
+        lifecycle.write(record, a_log(record), LEASE, RunWrite(items=(item,)), now_ns=NOW_NS)
+
+
+def test_a_second_message_is_refused_while_the_first_is_open():
+    record = a_record("leased in_progress")
+    log = a_log(record, message=a_message(status=MessageStatus.IN_PROGRESS))
+    second = attrs.evolve(a_message(status=MessageStatus.IN_PROGRESS), id="msg_2")
+    with pytest.raises(InvalidInputError, match="msg_1"):
+        lifecycle.write(record, log, LEASE, RunWrite(items=(second,)), now_ns=NOW_NS)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_is_added_by_hand_leaves_status_and_lease(state):
+    record = a_record(state)
+    step = lifecycle.append_step(record, a_log(record), a_step(sequence=99), now_ns=NOW_NS)
+    assert step.record == record
+    assert step.steps == (a_step(sequence=6),)
+    assert names(step) == ["run.step.created", "run.step.in_progress"]
+    message = lifecycle.append_message(record, a_log(record), a_message("hello", completed_at=9), now_ns=NOW_NS)
+    assert message.record == record
+    assert message.messages == (a_message("hello", completed_at=9),)
+    assert names(message) == ["message.created", "message.in_progress", "message.completed"]
+    assert message.events[0].data == a_message(status=MessageStatus.IN_PROGRESS)
+
+
+# What a step had, what is asked, the moment that is set, the event that says so.
+STEP = """
+             moment        event
+in_progress  -             -
+completed    completed_at  run.step.completed
+failed       failed_at     run.step.failed
+cancelled    cancelled_at  run.step.cancelled
+expired      expired_at    run.step.expired
+"""
+
+
+@pytest.mark.parametrize("status", RunStepStatus)
+def test_updating_a_step(status):
+    answers = {column: cell for row, column, cell in read_table(STEP) if row == status}
+    record = a_record("leased in_progress")
+    step = a_step(sequence=3, step_details=ToolCalls(()))
+    change = lifecycle.update_step(
+        record, a_log(record, step=step), step, status, details=None, error=None, now_ns=NOW_NS
+    )
+    moment = {} if answers["moment"] == "-" else {answers["moment"]: NOW}
+    assert change.steps == (attrs.evolve(step, status=status, **moment),)
+    assert names(change) == ([] if answers["event"] == "-" else [answers["event"]])
+    assert change.record == record
+
+
+def test_details_and_error_of_a_step_are_replaced_where_they_are_given_and_kept_where_not():
+    record = a_record("in_progress")
+    step = a_step(step_details=ToolCalls(()), last_error=OLD_ERROR)
+
+    def update(**given):
+        given = {"details": None, "error": None} | given
+        (changed,) = lifecycle.update_step(
+            record, a_log(record, step=step), step, RunStepStatus.FAILED, now_ns=NOW_NS, **given
+        ).steps
+        return changed.step_details, changed.last_error
+
+    assert update() == (ToolCalls(()), OLD_ERROR)
+    assert update(details=ToolCalls((CALL,))) == (ToolCalls((CALL,)), OLD_ERROR)
+    assert update(error=ERROR) == (ToolCalls(()), ERROR)
+
+
+def test_every_status_stands_in_every_table():
+    assert {state.removeprefix(LEASED) for state in STATES} == set(STATUSES)
+    for table in (UPDATE, CANCEL, WRITE):
+        assert list(dict.fromkeys(row for row, _, _ in read_table(table))) == STATES
+    assert set(SETTLEMENTS) == {status for status in RunStatus if status.is_terminal}
