@@ -1,0 +1,358 @@
+"""Play recorded conversations at a coffee bar, cancel some of the answers, and see that not a word is lost.
+
+Every line of the recording (``data/``) becomes a thread, every user's turn in it a message and a run. A worker takes
+the runs; its handler plays the assistant: the recorded tool calls become ``tool_calls`` steps, the recorded answer is
+streamed word by word. Meanwhile a second process, which shares nothing with this one but the files, force-cancels one
+run in ten: at once, somewhere in the answer, or at its end. Then all that lies on disk is compared with the recording.
+Any difference ends the program with exit status 1.
+
+What is expected on disk, whatever the recording looks like:
+
+* The assistant speaks first: messages of the thread that belong to no run.
+* A user's turn: a message, also if it is empty, and a run. All that comes before the next user's turn is that run's.
+* Its tool calls: a ``tool_calls`` step each, in their order, arguments and outputs as recorded, be they JSON or not.
+* The assistant's turns after it: each a message of its own, also if it is empty, and a ``message_creation`` step.
+* No such turn (the user speaks twice, or has the last word): the run is ``completed`` without a message.
+* A run to be cancelled: ``cancelled``, with the first of these steps and messages. Only the last step may be
+  ``cancelled`` too; its message is ``incomplete`` and has what was streamed, at least what the other process had seen.
+* No turns at all: an empty thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import random
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+from _coffee_recording import CANCEL_AFTER, Dialog, Findings, Turn, compare, read_dialogs, words
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from threadloom import (
+    FileStore,
+    FunctionCall,
+    LeaseLostError,
+    Message,
+    MessageDelta,
+    Run,
+    RunContext,
+    RunNotFoundError,
+    RunStatus,
+    RunWorker,
+    Thread,
+    ThreadStore,
+)
+
+HERE = Path(__file__).parent
+PATIENCE = timedelta(minutes=1)
+DEFINITIONS = """\
+runs per second: all runs, over the time from the first guest to the worker's stop, with --durability as given.
+queued to started: from before create_run is called to the handler's first line, so with the write of the run.
+cancel to stopped: from before the other process calls force_update_run_status to the moment in which the handler hears
+of it, so with the write of the status; only of runs that were cancelled at work.
+cancelled at its end: the handler had ended before it could hear of it.
+percentiles: the shortest duration that 50 % (99 %) do not exceed."""
+
+
+# The bar
+
+
+@dataclass
+class Clockings:
+    """When things happened, by run, in nanoseconds of ``time.monotonic_ns``.
+
+    On Linux that clock is one for the whole machine, so that what another process read from it can be compared.
+    """
+
+    created: dict[str, int] = field(default_factory=dict)  # just before create_run was called
+    started: dict[str, int] = field(default_factory=dict)  # the first line of the handler
+    cancelled: dict[str, int] = field(default_factory=dict)  # in the other process, just before it forced the status
+    stopped: dict[str, int] = field(default_factory=dict)  # the handler heard of it
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class CoffeeBar:
+    """Both sides of the counter: the worker's handler plays the assistant, ``converse`` plays the user."""
+
+    store: ThreadStore
+    dialogs: dict[str, Dialog]
+    clockings: Clockings
+    orders: asyncio.StreamWriter  # to the process that cancels
+    seed: str
+
+    async def answer(self, ctx: RunContext) -> None:
+        """Handle a run. A handler need not catch its cancellation: here it is only clocked, and goes on."""
+        self.clockings.started[ctx.run.id] = time.monotonic_ns()
+        try:
+            await self.play_assistant(ctx)
+        except (asyncio.CancelledError, LeaseLostError):  # the task is cancelled or, if that is sooner, a write refused
+            self.clockings.stopped[ctx.run.id] = time.monotonic_ns()
+            raise
+
+    async def play_assistant(self, ctx: RunContext) -> None:
+        """Do what the assistant did in the recording."""
+        turn = self.dialogs[ctx.run.metadata["dialog"]].turns[int(ctx.run.metadata["turn"])]
+        heard = await ctx.list_messages(limit=1, order="desc")
+        if heard[0].text != turn.text:
+            ctx.fail("server_error", "The user said something else in the recording.")
+        for call in turn.calls:
+            async with ctx.step([FunctionCall(name=call.name, arguments=call.arguments)]) as step:
+                step.set_output(step.calls[0], call.output or "")
+        for answer in turn.answers:
+            async with ctx.message() as message:
+                for word in words(answer):
+                    await message.write(word)
+
+    async def converse(self, dialog: Dialog) -> AsyncIterator[Run]:
+        """Say what the user said, turn by turn, and yield each run when it is settled."""
+        thread = await self.store.create_thread(Thread.new(metadata={"dialog": dialog.id}))
+        for text in dialog.opening:
+            await self.store.append_message(thread.id, Message.assistant(thread.id, text))
+        for number, turn in enumerate(dialog.turns):
+            await self.store.append_message(thread.id, Message.user(thread.id, turn.text))
+            metadata = {"dialog": dialog.id, "turn": str(number)} | self.draw(dialog.id, number, turn)
+            run = Run.new(thread.id, model="recording", metadata=metadata)
+            if CANCEL_AFTER in metadata:
+                self.orders.write(f"{thread.id} {run.id} {metadata[CANCEL_AFTER]}\n".encode())
+                await self.orders.drain()
+            self.clockings.created[run.id] = time.monotonic_ns()
+            await self.store.create_run(thread.id, run)
+            yield await self.store.wait_for_run(thread.id, run.id, timeout=PATIENCE)
+
+    def draw(self, dialog_id: str, number: int, turn: Turn) -> dict[str, str]:
+        """Choose one turn in ten, and when to cancel it: with one seed always the same."""
+        chance = random.Random(f"{self.seed} {dialog_id} {number}")
+        if chance.random() >= 0.1:
+            return {}
+        end = len(words(*turn.answers))
+        return {CANCEL_AFTER: str(chance.choice([0, chance.randint(0, end), end]))}
+
+
+async def play(root: Path, dialogs: dict[str, Dialog], options: argparse.Namespace, console: Console) -> Clockings:
+    """Play all conversations, so many at a time, beside a process that cancels some of their runs."""
+    clockings = Clockings()
+    statuses: Counter[str] = Counter()
+    seats = asyncio.Semaphore(options.concurrency)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("runs  {task.description}"), TimeElapsedColumn())
+    progress = Progress(*columns, console=console)
+    task = progress.add_task("", total=sum(len(dialog.turns) for dialog in dialogs.values()))
+
+    async def converse(bar: CoffeeBar, dialog: Dialog) -> None:
+        async with seats:
+            async for run in bar.converse(dialog):
+                statuses[run.status] += 1
+                shown = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+                progress.update(task, advance=1, description=shown)
+
+    store = FileStore(root, durability=options.durability)
+    async with store, canceller(clockings, f"--cancel-in={root}", f"--durability={options.durability}") as orders:
+        bar = CoffeeBar(store, dialogs, clockings, orders, options.seed)
+        start = time.monotonic()
+        with progress:
+            async with RunWorker(store, bar.answer, concurrency=options.concurrency), asyncio.TaskGroup() as guests:
+                for dialog in dialogs.values():
+                    guests.create_task(converse(bar, dialog))
+        clockings.seconds = time.monotonic() - start
+    return clockings
+
+
+# The second process
+
+
+@asynccontextmanager
+async def canceller(clockings: Clockings, *arguments: str) -> AsyncIterator[asyncio.StreamWriter]:
+    """Start the process that cancels: orders go there through a pipe, the moments of its deeds come back."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, *arguments),
+        stdin=pipe,
+        stdout=pipe,
+        process_group=0,  # Ctrl-C is for the first process
+    )
+    orders, deeds = cast("tuple[asyncio.StreamWriter, asyncio.StreamReader]", (process.stdin, process.stdout))
+
+    async def note_deeds() -> None:
+        async for deed in deeds:
+            run_id, moment = deed.decode().split()
+            clockings.cancelled[run_id] = int(moment)
+
+    noting = asyncio.create_task(note_deeds())
+    try:
+        yield orders
+    except BaseException:
+        with suppress(ProcessLookupError):
+            process.kill()
+        raise
+    finally:
+        orders.close()
+        await noting
+        status = await process.wait()
+    if status:
+        raise SystemExit("The process that cancels has failed.")
+
+
+async def cancel_as_ordered(options: argparse.Namespace) -> None:
+    """Be the second process, with a store of its own, until there are no more orders."""
+    async with FileStore(options.cancel_in, durability=options.durability) as store, asyncio.TaskGroup() as tasks:
+        while order := await asyncio.to_thread(sys.stdin.readline):
+            thread_id, run_id, count = order.split()
+            tasks.create_task(cancel_after(store, thread_id, run_id, int(count)))
+
+
+async def cancel_after(store: ThreadStore, thread_id: str, run_id: str, count: int) -> None:
+    """Wait for the run, follow it until so many words are streamed, and force it."""
+    async with asyncio.timeout(PATIENCE.total_seconds()):
+        while True:
+            try:
+                moment = await follow_and_force(store, thread_id, run_id, count)
+            except RunNotFoundError:  # the order comes before the run, to have a chance against the worker
+                await asyncio.sleep(0.001)
+            else:
+                break
+    print(run_id, moment, flush=True)
+
+
+async def follow_and_force(store: ThreadStore, thread_id: str, run_id: str, count: int) -> int:
+    """Force the run when so many words are streamed; return the moment when its events have come to their end."""
+    moment = 0
+    async for event in store.events(thread_id, run_id):
+        count -= isinstance(event.data, MessageDelta)
+        if count <= 0 and not moment:
+            moment = time.monotonic_ns()
+            await store.force_update_run_status(thread_id, run_id, RunStatus.CANCELLED)
+    return moment
+
+
+# The table
+
+
+def show(findings: Findings, dialogs: dict[str, Dialog], clockings: Clockings | None, console: Console) -> None:
+    """Print what lies on disk, how long it took to come there, and what of it is different."""
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("conversations", f"{findings.counts['conversations']} of {len(dialogs)}")
+    turns = sum(len(dialog.turns) for dialog in dialogs.values())
+    table.add_row("runs", f"{findings.counts['runs']} of {turns}")
+    for status in RunStatus:
+        if findings.counts[status]:
+            table.add_row(f"  {status}", str(findings.counts[status]))
+    table.add_row("messages", str(findings.counts["messages"]))
+    table.add_row("steps", str(findings.counts["steps"]))
+    if clockings is not None:
+        show_clockings(clockings, table)
+    table.add_row("differences from the recording", str(len(findings.differences)))
+    console.print(table)
+    if clockings is not None:
+        print(DEFINITIONS)
+    for difference in findings.differences[:10]:
+        print(f"DIFFERENT {difference}")
+    if len(findings.differences) > 10:
+        print(f"... and {len(findings.differences) - 10} more")
+
+
+def show_clockings(clockings: Clockings, table: Table) -> None:
+    """Add how long things took, and when the cancellations came."""
+    created, started = clockings.created, clockings.started
+    cancelled, stopped = clockings.cancelled, clockings.stopped
+    early = len(cancelled.keys() - started.keys())
+    late = len(cancelled) - early - len(stopped)
+    table.add_row("cancelled before its start / at work / at its end", f"{early} / {len(stopped)} / {late}")
+    table.add_row("runs per second", f"{len(created) / clockings.seconds:.1f}")
+    table.add_row("queued to started, p50 / p99", spread(started[run] - created[run] for run in started))
+    table.add_row("cancel to stopped, p50 / p99", spread(stopped[run] - cancelled[run] for run in stopped))
+
+
+def spread(durations_ns: Iterable[int]) -> str:
+    """Return the shortest durations that 50 % and 99 % of all do not exceed."""
+    ordered = sorted(durations_ns)
+    if not ordered:
+        return "none"
+    p50, p99 = (ordered[math.ceil(len(ordered) * share) - 1] / 1e6 for share in (0.50, 0.99))
+    return f"{p50:.1f} / {p99:.1f} ms"
+
+
+def show_files(root: Path, run_id: str) -> None:
+    """Say where the files lie, and how to look at one conversation."""
+    print(f"\nThe files are in {root}.")
+    for run in islice(root.glob(f"*/runs/{run_id}"), 1):
+        thread = run.parent.parent
+        print("To look at one conversation:")
+        print(f"    ls -R {shlex.quote(str(thread))}")
+        print(f"    cat {shlex.quote(str(thread / 'messages.jsonl'))}")
+        print(f"    cat {shlex.quote(str(run / 'status.json'))}")
+        print(f"    tail -f {shlex.quote(str(run / 'events.jsonl'))}")
+
+
+def new_directory(parent: Path) -> Path:
+    """Make the next of the numbered directories below ``parent``: what earlier runs left is not touched."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (parent / str(number)).mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return parent / str(number)
+
+
+def options_given() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description="Play recorded conversations, and see that not a word is lost.")
+    parser.add_argument("--data", type=Path, default=HERE / "data" / "coffee_dialogs.jsonl", help="the recording")
+    parser.add_argument("--root", type=Path, default=Path("coffee-data"), help="make numbered directories in here")
+    parser.add_argument("--concurrency", type=int, default=16, help="conversations at a time")
+    durability = "what a finished write outlives: this process (the default here) or, which takes longer, a power cut"
+    parser.add_argument("--durability", choices=("power", "process"), default="process", help=durability)
+    parser.add_argument("--seed", default="1", help="chooses what is cancelled, and when")
+    parser.add_argument("--check-only", type=Path, metavar="DIR", help="compare what an earlier run has made")
+    parser.add_argument("--cancel-in", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.concurrency < 1:
+        parser.error("--concurrency must be at least 1")
+    if options.check_only and not (options.check_only / ".threadloom").is_dir():
+        parser.error(f"{options.check_only} was not made by an earlier run")
+    return options
+
+
+def main() -> int:
+    """Play and compare; return the exit status."""
+    options = options_given()
+    if options.cancel_in:
+        asyncio.run(cancel_as_ordered(options))
+        return 0
+    try:
+        dialogs = read_dialogs(options.data)
+        root = options.check_only or new_directory(options.root)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    console = Console()
+    clockings = None if options.check_only else asyncio.run(play(root, dialogs, options, console))
+    findings = asyncio.run(compare(root, dialogs))
+    show(findings, dialogs, clockings, console)
+    if clockings is not None:
+        show_files(root, next(iter(clockings.stopped or clockings.created), "*"))
+    return 1 if findings.differences else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
