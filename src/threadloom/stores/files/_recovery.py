@@ -65,17 +65,19 @@ class Recovery:
         self._searched: frozenset[str] | None = None
         self._heard = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
         self._watched: dict[int, int] = {}
 
     # On the loop
 
     def start(self) -> None:
-        """Begin, unless it has begun."""
-        if self._task is None:
+        """Begin, unless it has begun, or is over: a claim may have been under way when the store was closed."""
+        if self._task is None and not self._is_closed:
             self._task = asyncio.get_running_loop().create_task(self._go_on(), name="threadloom recovery")
 
     async def close(self) -> None:
         """Stop looking."""
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
             await until_done(self._task)

@@ -33,7 +33,7 @@ from threadloom.errors import (
 from threadloom.events import EventType, RunEvent, RunLog
 from threadloom.ids import is_id
 from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
-from threadloom.models import Message, MessageStatus, Run, RunStatus, RunStep, RunStepStatus
+from threadloom.models import Message, MessageStatus, Run, RunError, RunStatus, RunStep, RunStepStatus
 from threadloom.pages import Page, page_of
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._disk import Disk, Held, LogFile
@@ -159,6 +159,22 @@ class Runs:
             return decide(record, known, self.open_steps(thread_id, run_id))
 
         return self._act(thread_id, run_id, decide_with_steps)
+
+    def force_past_lock(self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None) -> Run:
+        """Replace a run's record as a program would that does not lock: what its worker left open stays open.
+
+        For a force that may not wait. Whoever gets the lock next finds the run ended, and settles it.
+        """
+        path = self._layout.status(thread_id, run_id)
+
+        def act() -> Run:
+            with self._held(thread_id, run_id) as held:
+                old = self._record(thread_id, run_id, held.data)
+                new = lifecycle.force_status(old, RunLog(), status, error, now_ns=self._now()).record
+                self._disk.rewrite(held, rewritten(held, old, new))
+                return new.run
+
+        return start_over_after_foreign_writes(path, act)
 
     def open_steps(self, thread_id: str, run_id: str) -> list[RunStep]:
         """Return the steps that are not closed, as they lie there."""

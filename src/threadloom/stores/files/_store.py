@@ -32,6 +32,7 @@ from threadloom.clock import Clock
 from threadloom.errors import (
     InvalidInputError,
     NotFoundError,
+    StoreBusyError,
     StoreClosedError,
     StoreError,
     StoreIOError,
@@ -66,6 +67,7 @@ T = TypeVar("T")
 _logger = logging.getLogger("threadloom")
 
 _SLOW_LOOK_WITHOUT_INOTIFY = timedelta(seconds=1)
+_FORCE_PATIENCE = timedelta(seconds=2)
 _FIRST_LOCK_RETRY_SECONDS = 0.005
 _LAST_LOCK_RETRY_SECONDS = 1.0
 
@@ -293,15 +295,23 @@ class FileStore(ThreadStore):
     async def force_update_run_status(
         self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None = None
     ) -> Run:
-        """Bring a run to ``status`` from any other."""
+        """Bring a run to ``status`` from any other.
+
+        Where another process holds the thread's lock for two seconds, as one that was frozen does, the status is
+        written past it, and what the run's worker left open is settled by whoever has the lock next.
+        """
         status = as_status(RunStatus, status)
-        return await self._act(
-            thread_id,
-            run_id,
-            lambda record, known, steps: lifecycle.force_status(
-                record, known, status, error, open_steps=steps, now_ns=self.clock.time_ns()
-            ),
-        )
+
+        def decide(record: RunRecord, known: RunLog, steps: list[RunStep]) -> Change:
+            return lifecycle.force_status(record, known, status, error, open_steps=steps, now_ns=self.clock.time_ns())
+
+        try:
+            return await self._act(thread_id, run_id, decide, patience=min(_FORCE_PATIENCE, self._options.lock_timeout))
+        except StoreBusyError:
+            force = self._parts.runs.force_past_lock
+            run = await self._write(None, "force a run", force, thread_id, run_id, status, error)
+        self._ring_run(thread_id, run_id)
+        return run
 
     async def request_cancel(self, thread_id: str, run_id: str) -> Run:
         """Ask a run to stop."""
@@ -488,15 +498,25 @@ class FileStore(ThreadStore):
         thread_id: str,
         run_id: str,
         decide: Callable[[RunRecord, RunLog, list[RunStep]], Change | None],
+        *,
+        patience: timedelta | None = None,
     ) -> Run:
         check_id(thread_id, run_id)
-        run = await self._write(thread_id, "change a run", self._parts.runs.act, thread_id, run_id, decide)
+        act = self._parts.runs.act
+        run = await self._write(thread_id, "change a run", act, thread_id, run_id, decide, patience=patience)
         self._ring_run(thread_id, run_id)
         return run
 
-    async def _write(self, thread_id: str, doing: str, function: Callable[..., T], *args: Any) -> T:
+    async def _write(
+        self,
+        thread_id: str | None,
+        doing: str,
+        function: Callable[..., T],
+        *args: Any,
+        patience: timedelta | None = None,
+    ) -> T:
         writer = self._parts.writer
-        return await self._reporting(doing, writer.run(function, *args, key=thread_id))
+        return await self._reporting(doing, writer.run(function, *args, key=thread_id, patience=patience))
 
     async def _read(self, doing: str, function: Callable[..., T], *args: Any) -> T:
         return await self._reporting(doing, self._parts.reader.run(function, *args))

@@ -73,7 +73,7 @@ class Hop:
     ) -> None:
         self._executor = executor
         self._finish = finish
-        self._patience = lock_patience.total_seconds()
+        self._patience = lock_patience
         self._loop = asyncio.get_running_loop()
         self._run_in_thread = aiofiles.os.wrap(self._run_batch)
         self._pending: list[_Operation] = []
@@ -84,19 +84,23 @@ class Hop:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
-    async def run(self, function: Callable[..., T], *args: Any, key: str | None = None) -> T:
+    async def run(
+        self, function: Callable[..., T], *args: Any, key: str | None = None, patience: timedelta | None = None
+    ) -> T:
         """Return what ``function`` returns, run in the thread.
 
         A caller that is cancelled before the function has begun withdraws it; else its end is awaited, and then the
-        cancellation goes on (G7). ``StoreBusyError`` where another process keeps its lock for too long.
+        cancellation goes on (G7). ``StoreBusyError`` where another process keeps its lock for longer than ``patience``.
         """
-        return await self.ended(self.start(function, *args, key=key))
+        return await self.ended(self.start(function, *args, key=key, patience=patience))
 
-    def start(self, function: Callable[..., T], *args: Any, key: str | None = None) -> asyncio.Future[T]:
+    def start(
+        self, function: Callable[..., T], *args: Any, key: str | None = None, patience: timedelta | None = None
+    ) -> asyncio.Future[T]:
         """Hand in a function and return the future of its answer, to be awaited by ``ended``."""
         if self._is_closed:
             raise StoreClosedError
-        deadline = self._loop.time() + self._patience
+        deadline = self._loop.time() + (self._patience if patience is None else patience).total_seconds()
         operation = _Operation(key, partial(function, *args), self._loop.create_future(), deadline)
         self._pending.append(operation)
         self._is_idle.clear()
@@ -166,7 +170,7 @@ class Hop:
         for operation in blocked:
             if now >= operation.deadline:
                 operation.answer.set_exception(
-                    StoreBusyError(f"Another process has held the lock on {operation.key!r} for {self._patience:g} s.")
+                    StoreBusyError(f"Another process holds the lock on {operation.key!r}, and did not give it back.")
                 )
         self._pause = _FIRST_RETRY_SECONDS if outcomes else min(self._pause * 2, _LAST_RETRY_SECONDS)
         self._next([operation for operation in blocked if not operation.answer.done()])
