@@ -11,7 +11,7 @@ from threadloom.events import MessageDelta, StepDelta
 from threadloom.lifecycle import RunWrite
 from threadloom.models import Message, RunStep
 from threadloom.store import Claim, ThreadStore
-from threadloom.worker._tasks import carried_out
+from threadloom.tasks import carried_out
 
 __all__ = ["Items", "Part", "RunWriter"]
 

@@ -24,7 +24,8 @@ from threadloom.stores.files._recovery import Recovery
 from threadloom.stores.files._runs import Runs
 from threadloom.stores.files._threads import Threads
 from threadloom.stores.files._watch import Watch
-from threadloom.stores.files._writer import Hop, until_done
+from threadloom.stores.files._writer import Hop
+from threadloom.tasks import until_done
 
 __all__ = ["SLOW_LOOK", "Options", "Parts"]
 

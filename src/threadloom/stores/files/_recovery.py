@@ -18,7 +18,8 @@ from threadloom.stores.files._claims import Claims
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._life import Life, Peers
 from threadloom.stores.files._watch import Watch
-from threadloom.stores.files._writer import Hop, until_done
+from threadloom.stores.files._writer import Hop
+from threadloom.tasks import until_done
 
 __all__ = ["Recovery"]
 

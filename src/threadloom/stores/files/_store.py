@@ -58,7 +58,7 @@ from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import check_locks_exist
 from threadloom.stores.files._parts import SLOW_LOOK, Options, Parts
 from threadloom.stores.files._threads import PageRequest
-from threadloom.stores.files._writer import until_done
+from threadloom.tasks import until_done
 
 __all__ = ["FileStore"]
 

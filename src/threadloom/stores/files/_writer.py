@@ -19,8 +19,9 @@ from attrs import define, field
 
 from threadloom.errors import StoreBusyError, StoreClosedError
 from threadloom.stores.files._lock import LockedElsewhereError
+from threadloom.tasks import until_done
 
-__all__ = ["Hop", "until_done"]
+__all__ = ["Hop"]
 
 T = TypeVar("T")
 
@@ -212,15 +213,3 @@ class Hop:
             for outcome in outcomes:
                 outcome.error = outcome.error or error
         self._loop.call_soon_threadsafe(self._answer, outcomes, blocked)
-
-
-async def until_done(future: asyncio.Future[Any]) -> None:
-    """Return when ``future`` is done; a cancellation meanwhile goes on then, and not before."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
