@@ -661,6 +661,7 @@ async def test_the_names_of_what_is_no_thread_are_those_on_the_page(tmp_path):
     said = {name.split("/")[0] for name in rows}
     assert said == {path.name for path in vars(layout).values() if path.parent == layout.own}
     assert {path.name for path in layout.own.iterdir()} <= said
-    assert index == {"sequence": run.sequence, "active": [[run.sequence, run.id]]}
+    boot = layout.boot.read_text().strip()
+    assert index == {"boot": boot, "sequence": run.sequence, "active": [[run.sequence, run.id]]}
     [example] = blocks("json", FORMAT, ".threadloom/")
     assert json.loads(example).keys() == index.keys()

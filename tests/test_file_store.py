@@ -16,6 +16,7 @@ import attrs
 import pytest
 
 from threadloom import (
+    ActiveRunError,
     Claim,
     FileStore,
     InvalidInputError,
@@ -138,6 +139,59 @@ async def test_what_was_handed_in_before_closing_is_written(tmp_path):
         assert [message.text for message in await again.list_messages(thread.id)] == [str(n) for n in range(50)]
 
 
+def test_it_stays_where_it_was_made_wherever_the_process_goes(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = FileStore("data")
+
+    async def use():
+        async with made as store:
+            thread = await store.create_thread(Thread.new())
+            os.chdir(tmp_path / "elsewhere")
+            assert (await store.get_thread(thread.id)).id == thread.id
+            assert list(await store.list_thread_ids()) == [thread.id]
+
+    asyncio.run(use())
+    assert (tmp_path / "data" / ".threadloom").is_dir()
+
+
+async def test_opened_and_closed_at_once_it_leaks_nothing(tmp_path):
+    before = open_descriptors()
+    store = FileStore(tmp_path)
+    for ticks in range(30):
+        opening = [asyncio.create_task(store._open()) for _ in range(2)]
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        closing = [asyncio.create_task(store.close()) for _ in range(2)]
+        for _ in range(ticks // 2):
+            await asyncio.sleep(0)
+        for task in (opening[0], closing[0]):
+            task.cancel()
+        await asyncio.gather(*opening, *closing, return_exceptions=True)
+        await store.close()
+        assert open_descriptors() == before
+    assert [t.name for t in threading.enumerate() if t.name.startswith("threadloom")] == []
+
+
+async def test_a_claim_that_is_cancelled_as_the_store_closes_leaks_no_lease(tmp_path):
+    async with FileStore(tmp_path, durability="process") as store:
+        thread = await store.create_thread(Thread.new())
+    for ticks in range(30):
+        async with FileStore(tmp_path, durability="process") as store:
+            run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+            claiming = asyncio.create_task(store.claim_run("worker"))
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            claiming.cancel()
+        [outcome] = await asyncio.gather(claiming, return_exceptions=True)
+        async with FileStore(tmp_path, durability="process") as store:
+            status = (await store.get_run(thread.id, run.id)).status
+            assert status is (
+                RunStatus.QUEUED if isinstance(outcome, asyncio.CancelledError) else RunStatus.IN_PROGRESS
+            )
+            await store.force_update_run_status(thread.id, run.id, RunStatus.CANCELLED)
+
+
 # Hops
 
 
@@ -176,6 +230,56 @@ async def test_no_write_runs_on_the_event_loop(store, thread):
     # conftest lets every blocking call on the loop fail its test; here the thread that did the work is named.
     changed = await store.update_thread(thread.id, metadata=lambda _: {"by": threading.current_thread().name})
     assert changed.metadata["by"].startswith("threadloom")
+
+
+@pytest.mark.parametrize("error", [StopIteration, GeneratorExit, ValueError, asyncio.CancelledError])
+async def test_whatever_a_function_raises_is_its_callers_and_the_store_goes_on(store, thread, error):
+    def fail(_):
+        raise error
+
+    with pytest.raises(RuntimeError if error is StopIteration else error):
+        await store.update_thread(thread.id, metadata=fail)
+    assert (await store.update_thread(thread.id, metadata={"still": "works"})).metadata == {"still": "works"}
+
+
+async def test_a_message_of_many_blocks_is_read_from_either_end(store, thread):
+    texts = ["before", "x" * 3_000_000, "after"]
+    for text in texts:
+        await store.append_message(thread.id, Message.user(thread.id, text))
+    assert [message.text for message in await store.list_messages(thread.id)] == texts
+    assert [message.text for message in await store.list_messages(thread.id, order="desc", limit=2)] == texts[:0:-1]
+
+
+# What lasts
+
+
+async def test_each_write_is_synced_and_a_delta_is_not(tmp_path, monkeypatch):
+    synced = []
+    plain = os.fsync
+
+    def fsync(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        plain(descriptor)
+
+    def just_synced():
+        names = [path.name for path in synced if ".threadloom/tmp" not in str(path)]
+        synced.clear()
+        return names
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    async with FileStore(tmp_path) as store:
+        thread = await store.create_thread(Thread.new())
+        run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+        claim = await taken(store)
+        message = Message.assistant(thread.id, "one", run_id=run.id)
+        begun = attrs.evolve(message, status=MessageStatus.IN_PROGRESS, content=())
+        await store.write_run(claim.lease, RunWrite(items=(begun,)))
+        assert just_synced()[-1] == "events.jsonl"
+        await store.write_run(claim.lease, RunWrite(items=(MessageDelta(message.id, "one"),)))
+        assert just_synced() == []
+        await store.write_run(claim.lease, RunWrite(items=(message,), status=RunStatus.COMPLETED))
+        # The record's content is synced while it has no name yet; then each log and directory once.
+        assert sorted(just_synced()) == sorted(["messages.jsonl", thread.id, run.id, "events.jsonl"])
 
 
 # Locks of other processes
@@ -373,6 +477,82 @@ async def test_a_run_that_another_program_queued_in_the_middle_of_its_message_is
     assert [message.id for message in await store.list_messages(thread.id)] == [reply.id]
 
 
+async def test_a_claim_whose_disk_fails_leaks_no_lease(store, thread, monkeypatch):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+
+    def fail():
+        monkeypatch.undo()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store._parts.writer, "_finish", fail)
+    with pytest.raises(StoreIOError):
+        await store.try_claim_run("worker")
+    assert (await taken(store)).run.id == run.id
+
+
+async def test_a_thread_that_takes_the_place_of_another_knows_nothing_of_it(store):
+    for _ in range(20):
+        thread = await store.create_thread(Thread.new(id="thread_again"))
+        run = attrs.evolve(Run.new(thread.id, model="m"), id="run_again")
+        await store.create_run(thread.id, run)
+        claim = await taken(store)
+        assert list(await store.list_messages(thread.id)) == []
+        message = Message.assistant(thread.id, "", run_id=run.id)
+        begun = attrs.evolve(message, status=MessageStatus.IN_PROGRESS, content=())
+        await store.write_run(claim.lease, RunWrite(items=(begun, MessageDelta(message.id, "secret"))))
+        await store.delete_thread(thread.id, force=True)
+        thread = await store.create_thread(thread)
+        await store.create_run(thread.id, run)
+        await store.update_run_status(thread.id, run.id, RunStatus.CANCELLED)
+        assert list(await store.list_messages(thread.id)) == []
+        await store.delete_thread(thread.id)
+
+
+@pytest.mark.parametrize("how", ["removed", "cut"])
+async def test_a_follower_of_a_log_that_another_program_took_away_comes_to_an_end(store, thread, how):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    events = store.events(thread.id, run.id)
+    assert (await anext(events)).number == 1
+    path = store.run_dir(thread.id, run.id) / "events.jsonl"
+    if how == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(b"")
+    await store.update_run_status(thread.id, run.id, RunStatus.COMPLETED)
+    async with asyncio.timeout(5):
+        assert [event.type async for event in events][-1] == "thread.run.completed"
+
+
+async def test_the_next_run_has_its_turn_as_soon_as_a_foreign_ending_is_settled(store, thread):
+    first = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    second = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    await taken(store)
+    async with FileStore(store.root, durability="process") as other:
+        waiting = asyncio.create_task(other.claim_run("other"))
+        await other.list_thread_ids()
+        path = store.run_dir(thread.id, first.id) / "status.json"
+        foreign = path.with_name("foreign")
+        foreign.write_text(json.dumps(json.loads(path.read_bytes()) | {"status": "cancelled"}))
+        foreign.replace(path)
+        await store.settle_run(thread.id, first.id)
+        async with asyncio.timeout(5):
+            assert (await waiting).run.id == second.id
+
+
+async def test_whole_numbers_of_any_size_survive_in_keys_that_are_not_ours(store, thread):
+    path = store.thread_dir(thread.id) / "meta.json"
+    big = 1180591620717411303424
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"x_big": big}))
+    await store.update_thread(thread.id, metadata={"a": "b"})
+    record = json.loads(path.read_bytes())
+    assert (record["x_big"], record["metadata"]) == (big, {"a": "b"})
+
+
+async def test_a_settled_run_needs_no_time_to_be_waited_for(store, thread):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m", status=RunStatus.COMPLETED))
+    assert (await store.wait_for_run(thread.id, run.id, timeout=timedelta())).id == run.id
+
+
 async def test_a_run_that_is_made_while_it_is_looked_for_is_no_damage(store, thread, monkeypatch):
     run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
 
@@ -445,6 +625,17 @@ async def test_the_index_is_made_again_from_the_runs(tmp_path, damage):
         assert await store.try_claim_run("worker") is None
         await store.write_run(first.lease, RunWrite(status=RunStatus.COMPLETED))
         assert (await taken(store)).run.id == runs[1].id
+
+
+async def test_an_index_of_before_a_power_cut_is_not_believed(tmp_path):
+    async with FileStore(tmp_path, durability="process") as store:
+        [run] = await queued(store, 1)
+    [turn] = (tmp_path / ".threadloom" / "turns").iterdir()
+    turn.write_text(json.dumps({"boot": "another", "sequence": 0, "active": []}))
+
+    async with FileStore(tmp_path, durability="process") as store:
+        with pytest.raises(ActiveRunError):
+            await store.create_run(run.thread_id, Run.new(run.thread_id, model="m"), on_busy="reject")
 
 
 async def test_a_run_whose_maker_died_before_it_was_announced_is_found(tmp_path, monkeypatch):

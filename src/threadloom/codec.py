@@ -7,6 +7,8 @@ counts as absent, and ``patched`` keeps what we do not know when a record is rew
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -41,9 +43,21 @@ from threadloom.models import (
     UnknownObject,
 )
 
-__all__ = ["Record", "decode", "dump", "dump_line", "from_record", "load", "patched", "to_record"]
+__all__ = [
+    "Record",
+    "decode",
+    "dump",
+    "dump_exactly",
+    "dump_line",
+    "from_record",
+    "load",
+    "load_exactly",
+    "patched",
+    "to_record",
+]
 
 Record = dict[str, Any]
+_LONG_NUMBER = re.compile(rb"\d{19}")  # what orjson would make a float of, or nearly
 T = TypeVar("T")
 
 
@@ -74,9 +88,25 @@ def load(data: bytes, path: Path | str, *, offset: int | None = None) -> Any:
         raise SerializationError(path, reason, offset=offset) from None
 
 
+def load_exactly(data: bytes, path: Path | str) -> Any:
+    """Return what JSON text says, with whole numbers of any size, which are another program's and are written again."""
+    return json.loads(data) if _LONG_NUMBER.search(data) else load(data, path)
+
+
 def dump(record: Record) -> bytes:
     """Return a small record as indented JSON, for a person to read, with a newline at its end."""
     return _dumped(record, orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def dump_exactly(record: Record) -> bytes:
+    """Return what ``dump`` does, also with whole numbers that orjson refuses: they were read, not handed in."""
+    try:
+        return dump(record)
+    except InvalidInputError as refused:
+        try:
+            return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        except (TypeError, ValueError):
+            raise refused from None
 
 
 def dump_line(record: Record) -> bytes:

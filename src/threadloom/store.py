@@ -247,6 +247,9 @@ class ThreadStore(ABC):
         ``TimeoutError`` when ``timeout`` has gone by; none waits for ever.
         """
         seconds = None if timeout is None else timeout.total_seconds()
+        run = await self.get_run(thread_id, run_id)
+        if run.status.is_terminal or run.status is RunStatus.REQUIRES_ACTION:
+            return run  # also where there is no time at all to wait
         async with asyncio.timeout(seconds), self._listen(RunTopic(thread_id, run_id)) as changes:
             while True:
                 run = await self.get_run(thread_id, run_id)
@@ -351,6 +354,7 @@ class ThreadStore(ABC):
         """
         log = RunLog()
         position: Any = None
+        was_settled = False
         async with self._listen(EventsTopic(thread_id, run_id), RunTopic(thread_id, run_id)) as changes:
             while True:
                 events, position = await self._read_events(thread_id, run_id, position)
@@ -362,11 +366,13 @@ class ThreadStore(ABC):
                     continue
                 if log.has_ended:
                     return
-                if (await self.get_run(thread_id, run_id)).status.is_terminal:
+                if not was_settled and (await self.get_run(thread_id, run_id)).status.is_terminal:
                     # A program that knows no events wrote the status, and no worker has settled the run yet.
                     await self.settle_run(thread_id, run_id)
+                    was_settled = True
                     continue
                 await changes.wait()
+                was_settled = False
 
     @abstractmethod
     async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any]:

@@ -378,7 +378,10 @@ class MemoryStore(ThreadStore):
             assert change.record.lease is not None  # noqa: S101 - a claim gives one
             return Claim(written, change.record.lease), None
         moments = [run.retry_at for run in waiting if run.retry_at is not None] + expiries
-        return None, timedelta(microseconds=-((now - min(moments) * 1_000_000_000) // 1000)) if moments else None
+        if not moments:
+            return None, None
+        # Not beyond what a timedelta can say; then one looks again.
+        return None, timedelta(microseconds=min(-((now - min(moments) * 1_000_000_000) // 1000), 86_400_000_000))
 
     def _expire(self, state: _ThreadState, now_ns: int) -> list[int]:
         """Settle what is past its time and nobody works on; return the moments at which more is going to be."""

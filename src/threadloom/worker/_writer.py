@@ -62,6 +62,7 @@ class RunWriter:
 
         async def act() -> None:
             async with self._lock:
+                self.check()
                 await self._write(self._room(), part.opening(self.now), *(make(self.now) for make in items))
                 self._part = part
 
@@ -98,6 +99,7 @@ class RunWriter:
 
         async def act() -> None:
             async with self._lock:
+                self.check()
                 await self._write(self._room(), items(self.now))
                 self._part = None
 

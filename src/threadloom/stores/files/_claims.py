@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Callable
@@ -20,11 +21,21 @@ from threadloom.stores.files._queue import Candidates
 from threadloom.stores.files._runs import Runs
 from threadloom.stores.files._threads import Threads
 
-__all__ = ["Claims", "Reclaimed", "Taken"]
+__all__ = ["Claims", "Reclaimed", "Taken", "Taking"]
 
 _logger = logging.getLogger("threadloom")
 
 _SECOND_NS = 1_000_000_000
+_LONGEST_WAIT_MICROSECONDS = 24 * 3_600 * 1_000_000  # then one looks again
+
+
+@define(eq=False)
+class Taking:
+    """One attempt to take a run, and the claim that came of it: it stands whether or not anybody hears of it."""
+
+    worker_id: str
+    claim: Claim | None = None
+    is_over: asyncio.Event = field(factory=asyncio.Event)
 
 
 @frozen
@@ -58,8 +69,8 @@ class Claims:
         # When to look again at a thread in which nothing changes by itself until then.
         self._delayed: dict[str, int] = {}
 
-    def take(self, worker_id: str) -> Taken:
-        """Return the oldest run that is due, claimed for ``worker_id``, or when there is one next."""
+    def take(self, taking: Taking) -> Taken:
+        """Take the oldest run that is due, which is noted in ``taking`` too, or say when there is one next."""
         now_ns = self._now()
         for delayed_id, due_ns in list(self._delayed.items()):
             if due_ns <= now_ns:
@@ -70,7 +81,7 @@ class Claims:
         claim: Claim | None = None
         while claim is None and (thread_id := self.candidates.first()) is not None:
             try:
-                claim = self._take_from(thread_id, worker_id, now_ns, settled)
+                claim = taking.claim = self._take_from(thread_id, taking.worker_id, now_ns, settled)
             except LockedElsewhereError:
                 locked.append(thread_id)
             except ThreadNotFoundError:
@@ -81,7 +92,8 @@ class Claims:
         for locked_id in locked:
             self.candidates.look_at(locked_id)
         waits = min(self._delayed.values(), default=None)
-        next_due = None if waits is None else timedelta(microseconds=-((now_ns - waits) // 1_000))
+        microseconds = 0 if waits is None else min(-((now_ns - waits) // 1_000), _LONGEST_WAIT_MICROSECONDS)
+        next_due = None if waits is None else timedelta(microseconds=microseconds)
         return Taken(claim, next_due, tuple(settled), bool(locked))
 
     def _take_from(self, thread_id: str, worker_id: str, now_ns: int, settled: list[Run]) -> Claim | None:
@@ -119,7 +131,14 @@ class Claims:
             leases.append(change.record.lease)
             return change
 
-        claimed = self._runs.act_locked(run.thread_id, run.id, decide)
+        try:
+            claimed = self._runs.act_locked(run.thread_id, run.id, decide)
+        except OSError:
+            # The record may have been exchanged before the rest could not be written: then the claim stands.
+            record = self._runs.record(run.thread_id, run.id)
+            if not leases or leases[0] is None or not lifecycle.holds(record, leases[0]):
+                raise
+            claimed = record.run
         lease = next(iter(leases), None)
         return None if lease is None else Claim(claimed, lease)
 

@@ -155,7 +155,7 @@ class Disk:
         """Return the names of the directories in a directory, none where there is no directory."""
         try:
             with os.scandir(directory) as entries:
-                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+                return [entry.name for entry in entries if entry.is_dir()]
         except FileNotFoundError:
             return []
 
@@ -219,6 +219,7 @@ class Disk:
         self._changed(held.path.parent)
 
     def _exchange(self, temporary: Path, ours: _Identity, held: Held) -> None:
+        held.check_untouched()
         if not _exchange(temporary, held.path):
             # No exchange on this file system: a look before, and a plain rename. docs/guarantees.md says so.
             held.check_untouched()

@@ -51,30 +51,35 @@ def append_lines(disk: Disk, path: Path, data: bytes, damaged: Path, *, durable:
 
 def lines(log: LogFile, start: int, stop: int) -> Iterator[Line]:
     """Yield the lines from ``start`` to ``stop``, both at the beginning of a line or the end of the last."""
-    rest = b""
+    begun: list[bytes] = []  # of a line that goes on beyond its block: joined once, however long it is
     offset = start
     for block_start in range(start, stop, _BLOCK_BYTES):
-        block = log.read_at(block_start, min(_BLOCK_BYTES, stop - block_start))
-        *whole, rest = (rest + block).split(b"\n")
-        for line in whole:
+        first, *others = log.read_at(block_start, min(_BLOCK_BYTES, stop - block_start)).split(b"\n")
+        begun.append(first)
+        for other in others:
+            line = b"".join(begun)
             yield offset, line
             offset += len(line) + 1
+            begun = [other]
 
 
 def lines_backward(log: LogFile, start: int, stop: int) -> Iterator[Line]:
     """Yield the lines from ``stop`` back to ``start``, both at the beginning of a line or the end of the last."""
-    rest = b""
+    begun: list[bytes] = []  # last piece first
     end = stop
     block_stop = max(start, stop - 1)  # without the last newline
     while block_stop > start:
         block_start = max(start, block_stop - _BLOCK_BYTES)
-        rest, *whole = (log.read_at(block_start, block_stop - block_start) + rest).split(b"\n")
-        for line in reversed(whole):
+        *others, last = log.read_at(block_start, block_stop - block_start).split(b"\n")
+        begun.append(last)
+        for other in reversed(others):
+            line = b"".join(reversed(begun))
             end -= len(line) + 1
             yield end, line
+            begun = [other]
         block_stop = block_start
     if stop > start:
-        yield start, rest
+        yield start, b"".join(reversed(begun))
 
 
 def parsed(path: Path, line: Line) -> dict[str, Any] | SerializationError | None:

@@ -17,7 +17,7 @@ from attrs import frozen
 from threadloom.clock import Clock
 from threadloom.errors import SerializationError
 from threadloom.models import Run
-from threadloom.stores.files._claims import Claims, Taken
+from threadloom.stores.files._claims import Claims, Taken, Taking
 from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._recovery import Recovery
@@ -33,6 +33,17 @@ SLOW_LOOK: Final = timedelta(seconds=15)
 """How often to look at all there is, whatever was heard, as a safety net."""
 
 _FORMAT = b"1\n"
+
+
+def _boot_id() -> bytes | None:
+    """Return what tells this start of the machine from every other one, or none where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+_BOOT: Final = _boot_id()
 
 
 @frozen(kw_only=True)
@@ -54,7 +65,7 @@ class Parts:
         self._stack = ExitStack()
         self.disk = Disk(layout.temporary, power=options.durability == "power")
         self.threads = Threads(layout, self.disk)
-        self.runs = Runs(layout, self.disk, self.threads, options.clock.time_ns)
+        self.runs = Runs(layout, self.disk, self.threads, options.clock.time_ns, boot=(_BOOT or b"").decode().strip())
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="threadloom")
         self.writer = Hop(self._executor, finish=self.disk.sync, lock_patience=options.lock_timeout)
         self.reader = Hop(self._executor)
@@ -71,6 +82,7 @@ class Parts:
         )
         self.is_queue_watched = False
         self._next_look = 0.0
+        self.takings: set[Taking] = set()
         self.indexing: asyncio.Task[None] | None = None
 
     def prepare(self) -> bool:
@@ -85,18 +97,19 @@ class Parts:
         if found != _FORMAT:
             raise SerializationError(self._layout.format, f"it names format {found[:20]!r}, and this is format 1")
         try:
-            return self.disk.read(self._layout.boot) == _boot_id(self.disk)
+            return _BOOT is not None and self.disk.read(self._layout.boot) == _BOOT
         except FileNotFoundError:
             return False
 
     def note_boot(self) -> None:
         """Write down that the index is right for this start of the machine: unsynced, it is for no later one."""
-        self.disk.overwrite(self._layout.boot, _boot_id(self.disk))
+        if _BOOT is not None:
+            self.disk.overwrite(self._layout.boot, _BOOT)
 
-    def take(self, worker_id: str) -> Taken:
+    def take(self, taking: Taking) -> Taken:
         """Take a run for a worker of this store, which counts as alive from now on."""
         self.recovery.join()
-        return self.claims.take(worker_id)
+        return self.claims.take(taking)
 
     def watch_queue(self, heard: Callable[[str | None], None]) -> None:
         self.is_queue_watched = self._stack.enter_context(self.watch.watching(self._layout.queue, heard))
@@ -117,6 +130,8 @@ class Parts:
             await asyncio.wait([self.indexing])
         await self.recovery.close()
         await self.watch.close()
+        for taking in tuple(self.takings):  # one that is being cancelled may have a run to put back
+            await taking.is_over.wait()
         await self.writer.close()
         await self.reader.close()
         self.recovery.end()
@@ -134,10 +149,3 @@ async def _shut_down(executor: ThreadPoolExecutor) -> None:
 
     threading.Thread(target=join, name="closing a store").start()
     await until_done(ended)
-
-
-def _boot_id(disk: Disk) -> bytes:
-    try:
-        return disk.read(Path("/proc/sys/kernel/random/boot_id"))
-    except FileNotFoundError:
-        return b"unknown"

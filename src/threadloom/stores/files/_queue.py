@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections import deque
 from collections.abc import Callable, Iterator
 
 import orjson
@@ -37,10 +36,11 @@ class Turn:
 class TurnBook:
     """The turns on disk. Changes are made under the lock of the thread."""
 
-    def __init__(self, layout: Layout, disk: Disk, all_runs: Callable[[str], Iterator[Run]]) -> None:
+    def __init__(self, layout: Layout, disk: Disk, all_runs: Callable[[str], Iterator[Run]], boot: str) -> None:
         self._layout = layout
         self._disk = disk
         self._all_runs = all_runs
+        self._boot = boot
 
     def read(self, thread_id: str) -> Turn:
         """Return the turn of a thread, made again from its runs where it is missing or torn."""
@@ -50,8 +50,10 @@ class TurnBook:
         """Return the turn of a thread as it lies there, or none; needs no lock."""
         try:
             record = orjson.loads(self._disk.read(self._layout.turn(thread_id)))
+            if record["boot"] != self._boot:
+                return None  # never synced: after a start of the machine it may be an old one
             return Turn(record["sequence"], [(sequence, run_id) for sequence, run_id in record["active"]])
-        except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError):
             return None
 
     def rebuild(self, thread_id: str) -> Turn:
@@ -105,7 +107,7 @@ class TurnBook:
         return self._disk.names(self._layout.queue)
 
     def _write(self, thread_id: str, turn: Turn) -> None:
-        record = {"sequence": turn.last_sequence, "active": turn.active}
+        record = {"boot": self._boot, "sequence": turn.last_sequence, "active": turn.active}
         self._disk.overwrite(self._layout.turn(thread_id), codec.dump_line(record))
 
 
@@ -117,22 +119,22 @@ class Candidates:
 
     def __init__(self, book: TurnBook) -> None:
         self._book = book
-        self._to_look_at: deque[str] = deque()
+        self._to_look_at: dict[str, None] = {}
         self._heap: list[tuple[int, str]] = []
         self._heads: dict[str, int] = {}
         self.must_look_at_all = True
 
     def look_at(self, thread_id: str) -> None:
         """Note that something may have changed in a thread."""
-        self._to_look_at.append(thread_id)
+        self._to_look_at[thread_id] = None
 
     def first(self) -> str | None:
         """Return the thread to try first, and take it from the candidates; none where there is none."""
         if self.must_look_at_all:
             self.must_look_at_all = False
-            self._to_look_at.extend(name for name in self._book.announced() if name not in self._heads)
+            self._to_look_at.update((name, None) for name in self._book.announced() if name not in self._heads)
         while self._to_look_at:
-            self._refresh(self._to_look_at.popleft())
+            self._refresh(self._to_look_at.popitem()[0])
         while self._heap:
             sequence, thread_id = heapq.heappop(self._heap)
             if self._heads.get(thread_id) == sequence:

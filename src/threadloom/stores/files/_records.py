@@ -31,10 +31,10 @@ def read_record(disk: Disk, path: Path, model: type[T]) -> T:
 
 def rewritten(held: Held, old: object, new: object) -> bytes:
     """Return the file of the record ``held``, changed from ``old`` to ``new``, with the keys that we do not know."""
-    raw = codec.load(held.data, held.path)
+    raw = codec.load_exactly(held.data, held.path)
     if not isinstance(raw, dict):
         raise SerializationError(held.path, "it holds no JSON object")
-    return codec.dump(codec.patched(raw, codec.to_record(old), codec.to_record(new)))
+    return codec.dump_exactly(codec.patched(raw, codec.to_record(old), codec.to_record(new)))
 
 
 def start_over_after_foreign_writes(path: Path, act: Callable[[], R]) -> R:

@@ -85,12 +85,14 @@ class _KnownLog:
 class Runs:
     """Runs, steps and events on disk."""
 
-    def __init__(self, layout: Layout, disk: Disk, threads: Threads, time_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, layout: Layout, disk: Disk, threads: Threads, time_ns: Callable[[], int], *, boot: str = ""
+    ) -> None:
         self._layout = layout
         self._disk = disk
         self._threads = threads
         self._now = time_ns
-        self.turns = TurnBook(layout, disk, self._readable_runs)
+        self.turns = TurnBook(layout, disk, self._readable_runs, boot)
         self._known_logs: OrderedDict[tuple[str, str], _KnownLog] = OrderedDict()
 
     # Runs
@@ -329,16 +331,21 @@ class Runs:
 
     # Events
 
-    def read_events(self, thread_id: str, run_id: str, position: int | None) -> tuple[list[RunEvent], int]:
+    def read_events(
+        self, thread_id: str, run_id: str, position: tuple[int, int] | None
+    ) -> tuple[list[RunEvent], tuple[int, int] | None]:
         path = self._layout.events(thread_id, run_id)
-        start = position or 0
         try:
             with LogFile(path) as file:
+                inode, start = position or (file.inode, 0)
+                if inode != file.inode or start > file.size:
+                    start = 0  # another log is in its place, or another program has cut it
                 stop = min(log.end_of_lines(file), start + _MOST_EVENT_BYTES_A_READ)
-                return self._parsed_events(file, start, stop, at_least_one=stop < file.size)
+                events, end = self._parsed_events(file, start, stop, at_least_one=stop < file.size)
+                return events, (file.inode, end)
         except FileNotFoundError:
             self.record(thread_id, run_id)
-            return [], start
+            return [], None
 
     def _parsed_events(
         self, file: LogFile, start: int, stop: int, *, at_least_one: bool = False
@@ -373,7 +380,7 @@ class Runs:
         def act() -> Run:
             with self._held(thread_id, run_id) as held:
                 record = self._record(thread_id, run_id, held.data)
-                change = decide(record, self._known_log(thread_id, run_id))
+                change = decide(record, self._known_log(thread_id, run_id, record.run.sequence))
                 if change is None:
                     return record.run
                 self._commit(held, record, change)
@@ -384,7 +391,9 @@ class Runs:
     def _commit(self, held: Held, old: RunRecord, change: Change) -> None:
         run = change.record.run
         # All is put into bytes before the first of them is written: what cannot be kept as JSON changes nothing.
-        record = rewritten(held, old, change.record) if change.record != old else None
+        # Also where another program dropped the keys that were found again in the events: once, not at each reading.
+        is_bare = old.run.sequence is not None and b'"sequence"' not in held.data
+        record = rewritten(held, old, change.record) if change.record != old or is_bare else None
         messages = log.dumped_lines(change.messages)
         events = log.dumped_lines(change.events)
         steps = [(self._layout.step(run.thread_id, run.id, step.id), step, dumped(step)) for step in change.steps]
@@ -430,8 +439,11 @@ class Runs:
             self._known_logs[run.thread_id, run.id] = known
 
     def _requeue(self, old: Run, run: Run) -> None:
-        if run.status.is_terminal and not old.status.is_terminal:
-            self.turns.leave(run.thread_id, self.turns.read(run.thread_id), run.id)
+        if run.status.is_terminal:
+            turn = self.turns.read(run.thread_id)
+            # Also one whose terminal status another program wrote: the next in turn is announced now.
+            if any(run_id == run.id for _, run_id in turn.active):
+                self.turns.leave(run.thread_id, turn, run.id)
         elif run.status is RunStatus.QUEUED and old.status is not RunStatus.QUEUED:
             self.turns.announce(run.thread_id)
 
@@ -481,8 +493,10 @@ class Runs:
         kept = {key: value for key, value in codec.to_record(known.run).items() if key not in _NOT_RESTORED}
         return codec.from_record(kept | raw, RunRecord, path)
 
-    def _known_log(self, thread_id: str, run_id: str) -> RunLog:
+    def _known_log(self, thread_id: str, run_id: str, sequence: int | None) -> RunLog:
         known = self._known_logs.get((thread_id, run_id))
+        if known is not None and known.log.run is not None and known.log.run.sequence != sequence:
+            known = None  # of a run that was deleted: another has its id, and its log may have the same inode
         try:
             file = LogFile(self._layout.events(thread_id, run_id))
         except FileNotFoundError:

@@ -53,12 +53,12 @@ from threadloom.models import (
 from threadloom.pages import Order, Page, check_page, page_of_ids
 from threadloom.signals import QUEUE, EventsTopic, Listener, QueueTopic, RunTopic, Signals, Topic
 from threadloom.store import Claim, ThreadStore
-from threadloom.stores.files._claims import Taken
+from threadloom.stores.files._claims import Taken, Taking
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import check_locks_exist
 from threadloom.stores.files._parts import SLOW_LOOK, Options, Parts
 from threadloom.stores.files._threads import PageRequest
-from threadloom.tasks import until_done
+from threadloom.tasks import carried_out, until_done
 
 __all__ = ["FileStore"]
 
@@ -113,9 +113,11 @@ class FileStore(ThreadStore):
             max_attempts=max_attempts,
             clock=self.clock,
         )
-        self._layout = Layout(self.root)
+        # Where it is now, wherever the process goes afterwards.
+        self._layout = Layout(self.root if self.root.is_absolute() else Path.cwd() / self.root)
         self._signals = Signals()
         self._opened: Parts | None = None
+        self._gate = asyncio.Lock()  # opening and closing, one at a time
         self._lock_pause = _FIRST_LOCK_RETRY_SECONDS
 
     # Where things lie
@@ -401,27 +403,33 @@ class FileStore(ThreadStore):
         parts = self._parts
         if parts.is_time_to_look():
             parts.claims.candidates.must_look_at_all = True
-        answer = parts.writer.start(parts.take, worker_id)
+        taking = Taking(worker_id)
+        parts.takings.add(taking)
         try:
-            return await self._reporting("take a run", parts.writer.ended(answer))
-        except asyncio.CancelledError:
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                claim = answer.result().claim
-                if claim is not None:
-                    await self._put_back(claim)
+            return await self._reporting("take a run", parts.writer.run(parts.take, taking))
+        except BaseException:
+            # Cancelled, or a sync has failed: the run may be taken all the same, and nobody is going to work on it.
+            if taking.claim is not None:
+                await self._put_back(parts, taking.claim)
             raise
+        finally:
+            parts.takings.discard(taking)
+            taking.is_over.set()
 
-    async def _put_back(self, claim: Claim) -> None:
+    async def _put_back(self, parts: Parts, claim: Claim) -> None:
         """Give back a run that was taken for somebody who does not wait for it any more."""
-        parts = self._parts
         answer = parts.writer.start(
             parts.runs.write, claim.lease, RunWrite(status=RunStatus.QUEUED), key=claim.run.thread_id
         )
         try:
             await until_done(answer)
         finally:
-            answer.exception()
-            self._ring_run(claim.run.thread_id, claim.run.id)
+            error = answer.exception()
+            if error is not None:
+                ids = {"thread_id": claim.run.thread_id, "run_id": claim.run.id}
+                _logger.warning("claim not put back", extra=ids, exc_info=error)
+            if self._opened is parts:
+                self._ring_run(claim.run.thread_id, claim.run.id)
 
     async def write_run(self, lease: Lease, work: RunWrite) -> Run:
         """Write for a run under its lease."""
@@ -536,14 +544,17 @@ class FileStore(ThreadStore):
         return self._opened
 
     async def _open(self) -> None:
-        if self._opened is not None:
-            return
+        async with self._gate:
+            if self._opened is None:
+                await self._open_parts()
+
+    async def _open_parts(self) -> None:
         check_locks_exist()
         parts = Parts(self._layout, self._options, lambda run: self._ring_run(run.thread_id, run.id))
         try:
             is_indexed = await self._reporting("open the store", parts.writer.run(parts.prepare))
         except BaseException:
-            await parts.close()
+            await carried_out(parts.close())
             raise
         self._opened = parts
         parts.watch.start(self._heard_of_nothing)
@@ -553,23 +564,28 @@ class FileStore(ThreadStore):
 
     async def close(self) -> None:
         """End what is pending, and give back every thread, task and descriptor."""
-        parts, self._opened = self._opened, None
-        if parts is not None:
-            self._signals.ring_all()
-            await parts.close()
+        async with self._gate:
+            parts, self._opened = self._opened, None
+            if parts is not None:
+                self._signals.ring_all()
+                await carried_out(parts.close())
 
     async def _make_index(self) -> None:
         """Enter the runs of a tree that was not ours, or whose machine went down, into the queue index."""
         parts = self._parts
+        is_whole = True
         for thread_id in await self._read("list the threads", parts.threads.ids):
             try:
                 await self._write(thread_id, "index a thread", parts.claims.index, thread_id)
             except NotFoundError:
                 continue
+            except StoreBusyError:
+                is_whole = False
             except StoreError as error:
                 _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
             self._ring_queue(thread_id)
-        await self._reporting("open the store", parts.writer.run(parts.note_boot))
+        if is_whole:
+            await self._reporting("open the store", parts.writer.run(parts.note_boot))
 
 
 def _page_request(limit: int | None, order: str, after: str | None, before: str | None) -> PageRequest:

@@ -102,8 +102,8 @@ class Watch:
         del self._watched[directory]
         try:
             self._inotify.rm_watch(watched.handle)  # type: ignore[arg-type]
-        except OSError:
-            return  # the directory is gone, and its watch with it
+        except (OSError, ValueError):
+            return  # the directory is gone, and its watch with it; or the whole of inotify, at the end of a process
 
     async def _read(self, inotify: asyncinotify.Inotify, missed: Callable[[], None]) -> None:
         mask = asyncinotify.Mask

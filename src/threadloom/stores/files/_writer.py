@@ -204,6 +204,10 @@ class Hop:
                 blocked.append(operation)
                 if operation.key is not None:
                     blocked_keys.add(operation.key)
+            except StopIteration as error:
+                raised = RuntimeError("The function raised StopIteration.")
+                raised.__cause__ = error
+                outcomes.append(_Outcome(operation, error=raised))
             except BaseException as error:  # noqa: BLE001 - each operation's error is its own caller's
                 outcomes.append(_Outcome(operation, error=error))
         try:
