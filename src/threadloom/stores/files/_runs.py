@@ -345,7 +345,7 @@ class Runs:
         return lifecycle.force_status(record, known, RunStatus.EXPIRED, None, now_ns=self._now())
 
     def _claim(self, run: Run, worker_id: str) -> Claim | None:
-        leases: list[Lease | None] = []
+        leases: list[tuple[Lease | None, bool]] = []
 
         def decide(record: RunRecord, known: RunLog) -> Change | None:
             leases.clear()
@@ -354,12 +354,12 @@ class Runs:
             change = lifecycle.claim(
                 record, known, worker_id=worker_id, token=secrets.token_hex(16), now_ns=self._now()
             )
-            leases.append(change.record.lease)
+            leases.append((change.record.lease, lifecycle.has_past(record, known)))
             return change
 
         claimed = self._act_locked(run.thread_id, run.id, decide)
-        lease = next(iter(leases), None)
-        return None if lease is None else Claim(claimed, lease)
+        lease, has_past = next(iter(leases), (None, False))
+        return None if lease is None else Claim(claimed, lease, has_past)
 
     def index(self, thread_id: str) -> None:
         """Make the turn of a thread from its runs."""
