@@ -232,8 +232,8 @@ class TestMessages(WorkerTests):
 
         async def answer(ctx):
             if ctx.attempt == 2:
-                await stage.store.force_update_run_status(ctx.run.thread_id, ctx.run.id, RunStatus.CANCELLED)
                 with suppress(asyncio.CancelledError):
+                    await stage.store.force_update_run_status(ctx.run.thread_id, ctx.run.id, RunStatus.CANCELLED)
                     await asyncio.Event().wait()
                 try:
                     await ctx.reply("late")
@@ -390,8 +390,6 @@ class TestTurns(WorkerTests):
 
 
 async def test_what_was_completed_is_kept_in_the_files(tmp_path):
-    run = None
-
     async def answer(ctx):
         await ctx.reply(f"reply of {ctx.attempt}")
         async with ctx.message() as message:
@@ -409,8 +407,9 @@ async def test_what_was_completed_is_kept_in_the_files(tmp_path):
         async for event in store.events(thread.id, run.id):
             if isinstance(event.data, Run) and event.data.attempt == 2:
                 break
-    async with FileStore(tmp_path) as store, RunWorker(store, answer):
-        run = await store.wait_for_run(thread.id, run.id, timeout=PATIENCE)
+    async with FileStore(tmp_path) as store:
+        async with RunWorker(store, answer):
+            run = await store.wait_for_run(thread.id, run.id, timeout=PATIENCE)
         assert (run.status, run.attempt) == (RunStatus.COMPLETED, 2)
         texts = [message.text for message in await store.list_messages(thread.id)]
         assert texts == ["hello", "reply of 1", "message of 1", "done"]
