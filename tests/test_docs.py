@@ -197,20 +197,6 @@ async def test_the_readmes_way_to_cancel_works_from_another_process(tmp_path):
         assert (message.text, message.status) == ("half", MessageStatus.INCOMPLETE)
 
 
-async def test_the_way_to_take_up_what_a_killed_process_left_works():
-    async with MemoryStore() as store:
-        runs = []
-        for _ in range(3):
-            thread = await store.create_thread(Thread.new())
-            runs.append(await store.create_run(thread.id, Run.new(thread.id, model="any")))
-            await store.try_claim_run("worker")
-        assert (await store.request_cancel(runs[1].thread_id, runs[1].id)).status is RunStatus.CANCELLING
-        await store.update_run_status(runs[2].thread_id, runs[2].id, RunStatus.COMPLETED)
-        await names_in(block_with("take_up_again", LIFECYCLE))["take_up_again"](store)
-        statuses = [(await store.get_run(run.thread_id, run.id)).status for run in runs]
-    assert statuses == [RunStatus.QUEUED, RunStatus.CANCELLED, RunStatus.COMPLETED]
-
-
 # What is named is there
 
 

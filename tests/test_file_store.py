@@ -27,6 +27,7 @@ from threadloom import (
     Run,
     RunNotFoundError,
     RunStatus,
+    RunStep,
     RunWrite,
     SerializationError,
     StoreBusyError,
@@ -228,6 +229,27 @@ async def test_a_thread_that_is_locked_elsewhere_does_not_hide_the_work_of_other
     lock.release(store.thread_dir(thread.id))
     async with asyncio.timeout(5):
         assert (await waiting).run.thread_id == thread.id
+
+
+async def test_a_force_gets_past_a_process_that_froze_with_the_lock(store, thread, lock):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    claim = await taken(store)
+    step = RunStep.tool_calls(thread_id=thread.id, run_id=run.id)
+    await store.write_run(claim.lease, RunWrite(items=(step,)))
+    lock.take(store.thread_dir(thread.id))
+    before = asyncio.create_task(store.update_run(thread.id, run.id, metadata={"in": "line"}))
+
+    forced = await store.force_update_run_status(thread.id, run.id, RunStatus.CANCELLED)
+    assert forced.status is RunStatus.CANCELLED
+    assert (await store.get_run(thread.id, run.id)).status is RunStatus.CANCELLED
+    with pytest.raises(LeaseLostError):
+        await store.check_lease(claim.lease)
+    with pytest.raises(StoreBusyError):
+        await before
+    lock.release(store.thread_dir(thread.id))
+
+    assert [event.type async for event in store.events(thread.id, run.id)][-1] == "thread.run.cancelled"
+    assert [step.status for step in await store.list_steps(thread.id, run.id)] == ["cancelled"]
 
 
 async def test_a_directory_that_was_deleted_and_made_anew_is_locked_anew(store, thread):

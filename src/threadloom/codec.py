@@ -345,13 +345,22 @@ def _register_run_record(converter: cattrs.Converter) -> None:
         if value.lease is not None:
             lease = value.lease
             record["lease"] = {"worker_id": lease.worker_id, "token": lease.token, "attempt": lease.attempt}
+            if lease.life:
+                record["lease"]["life"] = lease.life
         return record
 
     def from_dict(record: Any, _: Any) -> RunRecord:
         run = converter.structure(record, Run)
         match record.get("lease"):
             case {"worker_id": str(worker_id), "token": str(token), "attempt": int(attempt)}:
-                lease = Lease(thread_id=run.thread_id, run_id=run.id, worker_id=worker_id, token=token, attempt=attempt)
+                lease = Lease(
+                    thread_id=run.thread_id,
+                    run_id=run.id,
+                    worker_id=worker_id,
+                    token=token,
+                    attempt=attempt,
+                    life=str(record["lease"].get("life", "")),
+                )
                 return RunRecord(run, lease)
             case _:
                 return RunRecord(run)

@@ -63,7 +63,9 @@ __all__ = [
     "is_due",
     "is_expired",
     "is_leased",
+    "is_overdue",
     "next_in_turn",
+    "reclaim",
     "request_cancel",
     "settle",
     "submit_tool_outputs",
@@ -96,13 +98,17 @@ _STEP_STATUS = {
 
 @frozen(kw_only=True)
 class Lease:
-    """The right of one worker to write for one run. The token is random: who does not have it cannot write."""
+    """The right of one worker to write for one run. The token is random: who does not have it cannot write.
+
+    ``life`` is what a store sees the worker live by, such as the name of a file that its process keeps locked.
+    """
 
     thread_id: str
     run_id: str
     worker_id: str
     token: str
     attempt: int
+    life: str = ""
 
 
 @frozen
@@ -187,6 +193,11 @@ def is_expired(run: Run, now_ns: int) -> bool:
     return not run.status.is_terminal and run.expires_at is not None and run.expires_at * _SECOND <= now_ns
 
 
+def is_overdue(record: RunRecord, now_ns: int) -> bool:
+    """Return whether anybody may settle the run as ``expired``: nobody works on it who would do so."""
+    return is_expired(record.run, now_ns) and not is_leased(record)
+
+
 def next_in_turn(runs: Iterable[Run]) -> Run | None:
     """Return the queued run whose turn it is among the ``runs`` of a thread, in their order, or none.
 
@@ -196,10 +207,12 @@ def next_in_turn(runs: Iterable[Run]) -> Run | None:
     return active[0] if active and all(run.status is RunStatus.QUEUED for run in active) else None
 
 
-def claim(record: RunRecord, log: RunLog, *, worker_id: str, token: str, now_ns: int) -> Change:
+def claim(record: RunRecord, log: RunLog, *, worker_id: str, token: str, life: str = "", now_ns: int) -> Change:
     """Return the change that gives ``worker_id`` a lease on a run that is due."""
     run = record.run
-    lease = Lease(thread_id=run.thread_id, run_id=run.id, worker_id=worker_id, token=token, attempt=run.attempt)
+    lease = Lease(
+        thread_id=run.thread_id, run_id=run.id, worker_id=worker_id, token=token, attempt=run.attempt, life=life
+    )
     act = _Act(record, log, now_ns)
     # Left by a worker that is gone, or whose run another program queued: it is done again.
     act.abandon(failed=False)
@@ -337,6 +350,28 @@ def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = ()
     if log.has_ended and not act.log.open_steps and act.log.open_message is None:
         return None
     return act.come_to(record.run, lease=None)
+
+
+def reclaim(
+    record: RunRecord, log: RunLog, *, max_attempts: int, open_steps: Iterable[RunStep] = (), now_ns: int
+) -> Change | None:
+    """Return the change that takes a run from a worker that is gone, or none where no lease is live.
+
+    A run that was asked to stop is ``cancelled``. Any other has failed one attempt more: it is ``queued`` for the next
+    one, or ``failed`` if that was the last.
+    """
+    if not is_leased(record):
+        return None
+    run = record.run
+    act = _Act(record, log, now_ns, open_steps)
+    if run.status is RunStatus.CANCELLING:
+        return act.come_to(_with_status(run, RunStatus.CANCELLED, None, act.now), lease=None)
+    if run.attempt >= max_attempts:
+        error = RunError("server_error", f"The worker was lost in attempt {run.attempt}, and no other is made.")
+        return act.come_to(_with_status(run, RunStatus.FAILED, error, act.now), lease=None)
+    act.abandon(failed=True)
+    run = attrs.evolve(run, attempt=run.attempt + 1)
+    return act.come_to(_with_status(run, RunStatus.QUEUED, None, act.now), lease=None)
 
 
 def append_step(record: RunRecord, log: RunLog, step: RunStep, *, now_ns: int) -> Change:

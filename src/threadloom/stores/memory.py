@@ -360,7 +360,7 @@ class MemoryStore(ThreadStore):
         step = await self.get_step(thread_id, run_id, step_id)
         state, run, record = self._run(thread_id, run_id)
         change = lifecycle.update_step(
-            record, run.log, step, RunStepStatus(status), details=details, error=error, now_ns=self._now()
+            record, run.log, step, as_status(RunStepStatus, status), details=details, error=error, now_ns=self._now()
         )
         self._commit(state, run, change)
         return _decoded(run.steps[step_id], RunStep)
@@ -371,8 +371,9 @@ class MemoryStore(ThreadStore):
         self._check(worker_id)
         now = self._now()
         waiting: list[Run] = []
+        expiries: list[int] = []
         for state in self._threads.values():
-            self._expire(state, now)
+            expiries += self._expire(state, now)
             run = lifecycle.next_in_turn(self._runs(state))
             if run is not None:
                 waiting.append(run)
@@ -385,16 +386,20 @@ class MemoryStore(ThreadStore):
             written = self._commit(state, kept, change)
             assert change.record.lease is not None  # noqa: S101 - a claim gives one
             return Claim(written, change.record.lease, has_past), None
-        moments = [run.retry_at * 1_000_000_000 for run in waiting if run.retry_at is not None]
-        return None, timedelta(microseconds=-((now - min(moments)) // 1000)) if moments else None
+        moments = [run.retry_at for run in waiting if run.retry_at is not None] + expiries
+        return None, timedelta(microseconds=-((now - min(moments) * 1_000_000_000) // 1000)) if moments else None
 
-    def _expire(self, state: _ThreadState, now_ns: int) -> None:
-        while (run := lifecycle.next_in_turn(self._runs(state))) is not None:
-            if not lifecycle.is_expired(run, now_ns):
-                return
-            kept = state.runs[run.id]
+    def _expire(self, state: _ThreadState, now_ns: int) -> list[int]:
+        """Settle what is past its time and nobody works on; return the moments at which more is going to be."""
+        moments: list[int] = []
+        for kept in state.runs.values():
             record = _decoded(kept.record, RunRecord)
-            self._commit(state, kept, lifecycle.force_status(record, kept.log, RunStatus.EXPIRED, None, now_ns=now_ns))
+            if lifecycle.is_overdue(record, now_ns):
+                change = lifecycle.force_status(record, kept.log, RunStatus.EXPIRED, None, now_ns=now_ns)
+                self._commit(state, kept, change)
+            elif record.run.expires_at is not None and not record.run.status.is_terminal:
+                moments.append(record.run.expires_at)
+        return moments
 
     async def write_run(self, lease: Lease, work: RunWrite) -> Run:
         """Write for a run under its lease."""

@@ -184,13 +184,13 @@ class QueueConformance(Stage):
             claims = await asyncio.gather(
                 *((store, other)[n % 2].try_claim_run(f"worker_{n}") for n in range(20)),
             )
-        leases = [claim.lease for claim in claims if claim is not None]
-        assert sorted(lease.run_id for lease in leases) == sorted(runs)
-        assert len({lease.token for lease in leases}) == 5
-        async for view in self.views(store):
-            for lease in leases:
-                assert (await view.check_lease(lease)).status is RunStatus.IN_PROGRESS
-            assert await view.try_claim_run("worker_20") is None
+            leases = [claim.lease for claim in claims if claim is not None]
+            assert sorted(lease.run_id for lease in leases) == sorted(runs)
+            assert len({lease.token for lease in leases}) == 5
+            for view in (store, other):
+                assert await view.try_claim_run("worker_20") is None
+                for lease in leases:
+                    assert (await view.check_lease(lease)).status is RunStatus.IN_PROGRESS
 
     async def test_g5_twenty_racing_claimers_of_one_thread_take_one_run(self, store: ThreadStore) -> None:
         thread = await new_thread(store)

@@ -16,11 +16,11 @@ from threadloom.errors import InvalidTransitionError, LeaseLostError, NotFoundEr
 from threadloom.lifecycle import RunWrite
 from threadloom.models import Run, RunError, RunStatus
 from threadloom.store import Claim, ThreadStore
+from threadloom.tasks import finish
 from threadloom.worker._context import RunContext
 from threadloom.worker._handler import Handler, call_handler
 from threadloom.worker._parts import MessageWriter, raised, whole_message
 from threadloom.worker._retry import STORE_PATIENCE, RetryPolicy
-from threadloom.worker._tasks import finish
 from threadloom.worker._writer import Items, RunWriter
 
 __all__ = ["HandlerOptions", "RunKeeper"]

@@ -15,10 +15,10 @@ from uuid import uuid4
 from threadloom.errors import ConflictError, InvalidInputError
 from threadloom.ids import check_id
 from threadloom.store import Claim, ThreadStore
+from threadloom.tasks import finish
 from threadloom.worker._handler import Handler, check_handler
 from threadloom.worker._keeper import HandlerOptions, RunKeeper
 from threadloom.worker._retry import STORE_PATIENCE, RetryPolicy
-from threadloom.worker._tasks import finish
 
 __all__ = ["RunWorker"]
 

@@ -11,8 +11,8 @@ from threadloom.events import Checkpoint
 from threadloom.lifecycle import RunItem, RunWrite
 from threadloom.models import RunStatus, RunStep, RunStepStatus
 from threadloom.store import Claim, ThreadStore
+from threadloom.tasks import carried_out
 from threadloom.worker._past import Past
-from threadloom.worker._tasks import carried_out
 
 __all__ = ["Items", "Part", "RunEnding", "RunWriter"]
 

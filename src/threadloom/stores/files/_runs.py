@@ -11,12 +11,11 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import attrs
-from attrs import define, frozen
+from attrs import define
 
 from threadloom import codec, lifecycle
 from threadloom.checks import MetadataChange, OnBusy, new_metadata
@@ -30,19 +29,16 @@ from threadloom.errors import (
     RunStepNotFoundError,
     SerializationError,
     StoreError,
-    ThreadNotFoundError,
 )
 from threadloom.events import EventType, RunEvent, RunLog
 from threadloom.ids import is_id
 from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
-from threadloom.models import Message, MessageStatus, Run, RunStatus, RunStep, RunStepStatus
+from threadloom.models import Message, MessageStatus, Run, RunError, RunStatus, RunStep, RunStepStatus
 from threadloom.pages import Page, page_of
-from threadloom.store import Claim
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._disk import Disk, Held, LogFile
 from threadloom.stores.files._layout import Layout
-from threadloom.stores.files._lock import LockedElsewhereError
-from threadloom.stores.files._queue import Candidates, Turn, TurnBook
+from threadloom.stores.files._queue import Turn, TurnBook
 from threadloom.stores.files._records import (
     dumped,
     read_record,
@@ -52,7 +48,7 @@ from threadloom.stores.files._records import (
 )
 from threadloom.stores.files._threads import PageRequest, Sight, Threads
 
-__all__ = ["Runs", "Taken"]
+__all__ = ["Runs"]
 
 _logger = logging.getLogger("threadloom")
 
@@ -86,16 +82,6 @@ class _KnownLog:
     log: RunLog
 
 
-@frozen
-class Taken:
-    """What came of looking for a run to take."""
-
-    claim: Claim | None = None
-    next_due: timedelta | None = None
-    settled: tuple[Run, ...] = ()
-    met_a_lock: bool = False
-
-
 class Runs:
     """Runs, steps and events on disk."""
 
@@ -105,8 +91,6 @@ class Runs:
         self._threads = threads
         self._now = time_ns
         self.turns = TurnBook(layout, disk, self._readable_runs)
-        self.candidates = Candidates(self.turns)
-        self._delayed: dict[str, int] = {}
         self._known_logs: OrderedDict[tuple[str, str], _KnownLog] = OrderedDict()
 
     # Runs
@@ -140,12 +124,12 @@ class Runs:
             return change.record.run
 
     def _check_not_busy(self, thread_id: str, turn: Turn) -> None:
-        active = next(self._active_records(thread_id, turn), None)
+        active = next(self.active_records(thread_id, turn), None)
         if active is not None:
             raise ActiveRunError(thread_id, active.run.id)
 
     def get(self, thread_id: str, run_id: str) -> Run:
-        return self._read(thread_id, run_id).run
+        return self.record(thread_id, run_id).run
 
     def page(self, thread_id: str, request: PageRequest) -> Page[Run]:
         self._threads.check_exists(thread_id)
@@ -172,10 +156,30 @@ class Runs:
         """Return the run after the change that ``decide`` makes of it, with the open steps that lie on disk."""
 
         def decide_with_steps(record: RunRecord, known: RunLog) -> Change | None:
-            steps = self._all_steps(thread_id, run_id, [])
-            return decide(record, known, [step for step in steps if step.status is RunStepStatus.IN_PROGRESS])
+            return decide(record, known, self.open_steps(thread_id, run_id))
 
         return self._act(thread_id, run_id, decide_with_steps)
+
+    def force_past_lock(self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None) -> Run:
+        """Replace a run's record as a program would that does not lock: what its worker left open stays open.
+
+        For a force that may not wait. Whoever gets the lock next finds the run ended, and settles it.
+        """
+        path = self._layout.status(thread_id, run_id)
+
+        def act() -> Run:
+            with self._held(thread_id, run_id) as held:
+                old = self._record(thread_id, run_id, held.data)
+                new = lifecycle.force_status(old, RunLog(), status, error, now_ns=self._now()).record
+                self._disk.rewrite(held, rewritten(held, old, new))
+                return new.run
+
+        return start_over_after_foreign_writes(path, act)
+
+    def open_steps(self, thread_id: str, run_id: str) -> list[RunStep]:
+        """Return the steps that are not closed, as they lie there."""
+        steps = self._all_steps(thread_id, run_id, [])
+        return [step for step in steps if step.status is RunStepStatus.IN_PROGRESS]
 
     def write(self, lease: Lease, work: RunWrite) -> Run:
         try:
@@ -189,7 +193,7 @@ class Runs:
 
     def check_lease(self, lease: Lease) -> Run:
         try:
-            record = self._read(lease.thread_id, lease.run_id)
+            record = self.record(lease.thread_id, lease.run_id)
         except NotFoundError:
             raise LeaseLostError(lease.run_id, lease.worker_id) from None
         if not lifecycle.holds(record, lease):
@@ -221,7 +225,7 @@ class Runs:
 
     def sight_of(self, thread_id: str, run_id: str) -> Sight:
         """Return which messages the handler of a run is given."""
-        run = self._read(thread_id, run_id).run
+        run = self.record(thread_id, run_id).run
         before = run.messages_before
         is_earlier: dict[str | None, bool] = {run_id: True}
 
@@ -236,7 +240,7 @@ class Runs:
 
     def _comes_before(self, thread_id: str, run_id: str, run: Run) -> bool:
         try:
-            other = self._read(thread_id, run_id).run
+            other = self.record(thread_id, run_id).run
         except (NotFoundError, StoreError, OSError):
             return False  # a run of another store or a damaged one is no reason to hide the rest
         return _place(other) < _place(run)
@@ -272,11 +276,11 @@ class Runs:
         return attrs.evolve(changed[0], metadata=dict(changed[0].metadata))
 
     def get_step(self, thread_id: str, run_id: str, step_id: str) -> RunStep:
-        self._read(thread_id, run_id)
+        self.record(thread_id, run_id)
         return self._read_step(thread_id, run_id, step_id)
 
     def page_of_steps(self, thread_id: str, run_id: str, request: PageRequest) -> Page[RunStep]:
-        self._read(thread_id, run_id)
+        self.record(thread_id, run_id)
         damaged: list[StoreError] = []
         steps = self._all_steps(thread_id, run_id, damaged)
         return attrs.evolve(page_of(steps, _id, "steps of the run", **request.options), damaged=tuple(damaged))
@@ -297,83 +301,14 @@ class Runs:
                 steps.append(self._read_step(thread_id, run_id, step_id))
         return sorted(steps, key=_place)
 
-    # Queue
-
-    def take(self, worker_id: str) -> Taken:
-        """Return the oldest run that is due, claimed for ``worker_id``, or when there is one next."""
-        now_ns = self._now()
-        for delayed_id, due_ns in list(self._delayed.items()):
-            if due_ns <= now_ns:
-                del self._delayed[delayed_id]
-                self.candidates.look_at(delayed_id)
-        settled: list[Run] = []
-        locked: list[str] = []
-        claim: Claim | None = None
-        while claim is None and (thread_id := self.candidates.first()) is not None:
-            try:
-                claim = self._take_from(thread_id, worker_id, now_ns, settled)
-            except LockedElsewhereError:
-                locked.append(thread_id)
-            except ThreadNotFoundError:
-                self.turns.forget(thread_id)
-            except (StoreError, OSError) as error:
-                # Of one thread only: the others go on. It is looked at again when something changes in it.
-                _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
-        for locked_id in locked:
-            self.candidates.look_at(locked_id)
-        waits = min(self._delayed.values(), default=None)
-        next_due = None if waits is None else timedelta(microseconds=-((now_ns - waits) // 1_000))
-        return Taken(claim, next_due, tuple(settled), bool(locked))
-
-    def _take_from(self, thread_id: str, worker_id: str, now_ns: int, settled: list[Run]) -> Claim | None:
-        with self._threads.locked(thread_id):
-            active = [record.run for record in self._active_records(thread_id, self.turns.read(thread_id))]
-            while (run := lifecycle.next_in_turn(active)) is not None:
-                if lifecycle.is_expired(run, now_ns):
-                    settled.append(self._act_locked(thread_id, run.id, self._expire))
-                    active.remove(run)
-                    continue
-                if lifecycle.is_due(run, now_ns):
-                    return self._claim(run, worker_id)
-                self._delayed[thread_id] = (run.retry_at or 0) * 1_000_000_000
-                return None
-        return None
-
-    def _expire(self, record: RunRecord, known: RunLog) -> Change | None:
-        if record.run.status is not RunStatus.QUEUED:
-            return None
-        return lifecycle.force_status(record, known, RunStatus.EXPIRED, None, now_ns=self._now())
-
-    def _claim(self, run: Run, worker_id: str) -> Claim | None:
-        leases: list[tuple[Lease | None, bool]] = []
-
-        def decide(record: RunRecord, known: RunLog) -> Change | None:
-            leases.clear()
-            if not lifecycle.is_due(record.run, self._now()):
-                return None
-            change = lifecycle.claim(
-                record, known, worker_id=worker_id, token=secrets.token_hex(16), now_ns=self._now()
-            )
-            leases.append((change.record.lease, lifecycle.has_past(record, known)))
-            return change
-
-        claimed = self._act_locked(run.thread_id, run.id, decide)
-        lease, has_past = next(iter(leases), (None, False))
-        return None if lease is None else Claim(claimed, lease, has_past)
-
-    def index(self, thread_id: str) -> None:
-        """Make the turn of a thread from its runs."""
-        with self._threads.locked(thread_id):
-            self.turns.rebuild(thread_id)
-
-    def _active_records(self, thread_id: str, turn: Turn) -> Iterator[RunRecord]:
+    def active_records(self, thread_id: str, turn: Turn) -> Iterator[RunRecord]:
         """Yield the runs of a thread that are not settled, in order, and drop from its turn those that are.
 
         A damaged one is passed over: nobody can work on it, and it must not hold up the others (G8).
         """
         for _, run_id in tuple(turn.active):
             try:
-                record = self._read(thread_id, run_id)
+                record = self.record(thread_id, run_id)
             except RunNotFoundError:
                 self.turns.leave(thread_id, turn, run_id)
                 continue
@@ -381,9 +316,16 @@ class Runs:
                 _logger.warning("run set aside", extra={"thread_id": thread_id, "run_id": run_id}, exc_info=error)
                 continue
             if record.run.status.is_terminal:
+                # Written by a program that knows nothing of turns, nor of what there is to settle.
+                self.act_locked(thread_id, run_id, self.settling)
                 self.turns.leave(thread_id, turn, run_id)
                 continue
             yield record
+
+    def settling(self, record: RunRecord, known: RunLog) -> Change | None:
+        """Return what there is to settle of a run, for ``act_locked``."""
+        steps = self.open_steps(record.run.thread_id, record.run.id)
+        return lifecycle.settle(record, known, open_steps=steps, now_ns=self._now())
 
     # Events
 
@@ -395,7 +337,7 @@ class Runs:
                 stop = min(log.end_of_lines(file), start + _MOST_EVENT_BYTES_A_READ)
                 return self._parsed_events(file, start, stop, at_least_one=stop < file.size)
         except FileNotFoundError:
-            self._read(thread_id, run_id)
+            self.record(thread_id, run_id)
             return [], start
 
     def _parsed_events(
@@ -423,9 +365,11 @@ class Runs:
 
     def _act(self, thread_id: str, run_id: str, decide: Decide) -> Run:
         with self._threads.locked(thread_id):
-            return self._act_locked(thread_id, run_id, decide)
+            return self.act_locked(thread_id, run_id, decide)
 
-    def _act_locked(self, thread_id: str, run_id: str, decide: Decide) -> Run:
+    def act_locked(self, thread_id: str, run_id: str, decide: Decide) -> Run:
+        """Return the run after the change that ``decide`` makes of it, in a thread whose lock is held."""
+
         def act() -> Run:
             with self._held(thread_id, run_id) as held:
                 record = self._record(thread_id, run_id, held.data)
@@ -499,7 +443,8 @@ class Runs:
         except FileNotFoundError:
             raise self._missing(thread_id, run_id) from None
 
-    def _read(self, thread_id: str, run_id: str) -> RunRecord:
+    def record(self, thread_id: str, run_id: str) -> RunRecord:
+        """Return the record of a run as it lies there."""
         try:
             data = self._disk.read(self._layout.status(thread_id, run_id))
         except FileNotFoundError:
@@ -562,7 +507,7 @@ class Runs:
         runs: list[Run] = []
         for run_id in self._run_ids(thread_id):
             with setting_aside(damaged, f"read run {run_id!r}"):
-                runs.append(self._read(thread_id, run_id).run)
+                runs.append(self.record(thread_id, run_id).run)
         yield from sorted(runs, key=_place)
 
     def _readable_runs(self, thread_id: str) -> Iterator[Run]:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -35,7 +33,7 @@ from threadloom.clock import Clock
 from threadloom.errors import (
     InvalidInputError,
     NotFoundError,
-    SerializationError,
+    StoreBusyError,
     StoreClosedError,
     StoreError,
     StoreIOError,
@@ -57,13 +55,12 @@ from threadloom.models import (
 from threadloom.pages import Order, Page, check_page, page_of_ids
 from threadloom.signals import QUEUE, EventsTopic, Listener, QueueTopic, RunTopic, Signals, Topic
 from threadloom.store import Claim, ThreadStore
-from threadloom.stores.files._disk import Disk
+from threadloom.stores.files._claims import Taken
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import check_locks_exist
-from threadloom.stores.files._runs import Runs, Taken
-from threadloom.stores.files._threads import PageRequest, Threads
-from threadloom.stores.files._watch import Watch
-from threadloom.stores.files._writer import Hop, until_done
+from threadloom.stores.files._parts import SLOW_LOOK, Options, Parts
+from threadloom.stores.files._threads import PageRequest
+from threadloom.tasks import until_done
 
 __all__ = ["FileStore"]
 
@@ -71,9 +68,8 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("threadloom")
 
-_FORMAT = b"1\n"
-_SLOW_LOOK = timedelta(seconds=15)
 _SLOW_LOOK_WITHOUT_INOTIFY = timedelta(seconds=1)
+_FORCE_PATIENCE = timedelta(seconds=2)
 _FIRST_LOCK_RETRY_SECONDS = 0.005
 _LAST_LOCK_RETRY_SECONDS = 1.0
 
@@ -87,6 +83,10 @@ class FileStore(ThreadStore):
     ``durability="power"`` lets a write return once it outlives a power cut; ``"process"`` once it outlives the
     process, which is faster. ``lock_timeout`` is how long a write waits for another process that holds its thread's
     lock, before it raises ``StoreBusyError``.
+
+    A store that takes runs also takes back those of workers that are gone, in any process on the directory: dead, or
+    hung for ``lease_duration``, in which the event loop of their process did nothing. Such a run is queued again, or
+    ``failed`` if that was attempt number ``max_attempts``.
     """
 
     def __init__(
@@ -95,17 +95,29 @@ class FileStore(ThreadStore):
         *,
         durability: Literal["power", "process"] = "power",
         lock_timeout: timedelta = timedelta(seconds=10),
+        lease_duration: timedelta = timedelta(seconds=30),
+        max_attempts: int = 3,
         clock: Clock | None = None,
     ) -> None:
         super().__init__(clock=clock)
         if durability not in {"power", "process"}:
             raise InvalidInputError(f"durability must be 'power' or 'process', not {durability!r}.")
+        if lease_duration <= timedelta() or max_attempts < 1:
+            raise InvalidInputError(
+                f"lease_duration and max_attempts must be positive, not {lease_duration!r} and {max_attempts!r}."
+            )
         self.root = Path(root)
         self.durability = durability
-        self._lock_timeout = lock_timeout
+        self._options = Options(
+            durability=durability,
+            lock_timeout=lock_timeout,
+            lease_duration=lease_duration,
+            max_attempts=max_attempts,
+            clock=self.clock,
+        )
         self._layout = Layout(self.root)
         self._signals = Signals()
-        self._opened: _Parts | None = None
+        self._opened: Parts | None = None
         self._lock_pause = _FIRST_LOCK_RETRY_SECONDS
 
     # Where things lie
@@ -285,15 +297,23 @@ class FileStore(ThreadStore):
     async def force_update_run_status(
         self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None = None
     ) -> Run:
-        """Bring a run to ``status`` from any other."""
+        """Bring a run to ``status`` from any other.
+
+        Where another process holds the thread's lock for two seconds, as one that was frozen does, the status is
+        written past it, and what the run's worker left open is settled by whoever has the lock next.
+        """
         status = as_status(RunStatus, status)
-        return await self._act(
-            thread_id,
-            run_id,
-            lambda record, known, steps: lifecycle.force_status(
-                record, known, status, error, open_steps=steps, now_ns=self.clock.time_ns()
-            ),
-        )
+
+        def decide(record: RunRecord, known: RunLog, steps: list[RunStep]) -> Change:
+            return lifecycle.force_status(record, known, status, error, open_steps=steps, now_ns=self.clock.time_ns())
+
+        try:
+            return await self._act(thread_id, run_id, decide, patience=min(_FORCE_PATIENCE, self._options.lock_timeout))
+        except StoreBusyError:
+            force = self._parts.runs.force_past_lock
+            run = await self._write(None, "force a run", force, thread_id, run_id, status, error)
+        self._ring_run(thread_id, run_id)
+        return run
 
     async def request_cancel(self, thread_id: str, run_id: str) -> Run:
         """Ask a run to stop."""
@@ -357,7 +377,7 @@ class FileStore(ThreadStore):
     ) -> RunStep:
         """Bring a step to ``status`` by hand."""
         check_id(thread_id, run_id, step_id)
-        status = RunStepStatus(status)
+        status = as_status(RunStepStatus, status)
         time_ns = self.clock.time_ns
 
         def decide(record: RunRecord, known: RunLog, step: RunStep) -> Change:
@@ -375,6 +395,7 @@ class FileStore(ThreadStore):
         check_id(worker_id)
         parts = self._parts
         taken = await self._try_to_take(worker_id)
+        parts.recovery.start()
         if taken.claim is None and parts.indexing is not None and not parts.indexing.done():
             # The index is being made from the runs: there is nothing to take only when it says so in the end.
             await asyncio.wait([parts.indexing])
@@ -392,8 +413,8 @@ class FileStore(ThreadStore):
     async def _try_to_take(self, worker_id: str) -> Taken:
         parts = self._parts
         if parts.is_time_to_look():
-            parts.runs.candidates.must_look_at_all = True
-        answer = parts.writer.start(parts.runs.take, worker_id)
+            parts.claims.candidates.must_look_at_all = True
+        answer = parts.writer.start(parts.take, worker_id)
         try:
             return await self._reporting("take a run", parts.writer.ended(answer))
         except asyncio.CancelledError:
@@ -448,7 +469,7 @@ class FileStore(ThreadStore):
     async def _listen(self, *topics: Topic) -> AsyncIterator[Listener]:
         with ExitStack() as stack:
             is_heard = all([self._watch(stack, topic) for topic in topics])  # noqa: C419 - all are to be watched
-            slow_look = _SLOW_LOOK if is_heard else _SLOW_LOOK_WITHOUT_INOTIFY
+            slow_look = SLOW_LOOK if is_heard else _SLOW_LOOK_WITHOUT_INOTIFY
             yield stack.enter_context(self._signals.listening(*topics, slow_look=slow_look))
 
     def _watch(self, stack: ExitStack, topic: Topic) -> bool:
@@ -471,7 +492,7 @@ class FileStore(ThreadStore):
 
     def _heard_of_nothing(self) -> None:
         """Look at everything: inotify's queue overflowed, and nobody knows what was missed."""
-        self._parts.runs.candidates.must_look_at_all = True
+        self._parts.claims.candidates.must_look_at_all = True
         self._signals.ring_all()
 
     def _ring_run(self, thread_id: str, run_id: str) -> None:
@@ -480,7 +501,7 @@ class FileStore(ThreadStore):
         self._ring_queue(thread_id)
 
     def _ring_queue(self, thread_id: str) -> None:
-        self._parts.runs.candidates.look_at(thread_id)
+        self._parts.claims.candidates.look_at(thread_id)
         self._signals.ring(QUEUE)
 
     # Hops
@@ -490,15 +511,25 @@ class FileStore(ThreadStore):
         thread_id: str,
         run_id: str,
         decide: Callable[[RunRecord, RunLog, list[RunStep]], Change | None],
+        *,
+        patience: timedelta | None = None,
     ) -> Run:
         check_id(thread_id, run_id)
-        run = await self._write(thread_id, "change a run", self._parts.runs.act, thread_id, run_id, decide)
+        act = self._parts.runs.act
+        run = await self._write(thread_id, "change a run", act, thread_id, run_id, decide, patience=patience)
         self._ring_run(thread_id, run_id)
         return run
 
-    async def _write(self, thread_id: str, doing: str, function: Callable[..., T], *args: Any) -> T:
+    async def _write(
+        self,
+        thread_id: str | None,
+        doing: str,
+        function: Callable[..., T],
+        *args: Any,
+        patience: timedelta | None = None,
+    ) -> T:
         writer = self._parts.writer
-        return await self._reporting(doing, writer.run(function, *args, key=thread_id))
+        return await self._reporting(doing, writer.run(function, *args, key=thread_id, patience=patience))
 
     async def _read(self, doing: str, function: Callable[..., T], *args: Any) -> T:
         return await self._reporting(doing, self._parts.reader.run(function, *args))
@@ -512,7 +543,7 @@ class FileStore(ThreadStore):
     # Opening and closing
 
     @property
-    def _parts(self) -> _Parts:
+    def _parts(self) -> Parts:
         if self._opened is None:
             raise StoreClosedError
         return self._opened
@@ -521,7 +552,7 @@ class FileStore(ThreadStore):
         if self._opened is not None:
             return
         check_locks_exist()
-        parts = _Parts(self._layout, self.durability == "power", self._lock_timeout, self.clock)
+        parts = Parts(self._layout, self._options, lambda run: self._ring_run(run.thread_id, run.id))
         try:
             is_indexed = await self._reporting("open the store", parts.writer.run(parts.prepare))
         except BaseException:
@@ -545,7 +576,7 @@ class FileStore(ThreadStore):
         parts = self._parts
         for thread_id in await self._read("list the threads", parts.threads.ids):
             try:
-                await self._write(thread_id, "index a thread", parts.runs.index, thread_id)
+                await self._write(thread_id, "index a thread", parts.claims.index, thread_id)
             except NotFoundError:
                 continue
             except StoreError as error:
@@ -554,86 +585,7 @@ class FileStore(ThreadStore):
         await self._reporting("open the store", parts.writer.run(parts.note_boot))
 
 
-class _Parts:
-    """What an open store is made of."""
-
-    def __init__(self, layout: Layout, power: bool, lock_timeout: timedelta, clock: Clock) -> None:  # noqa: FBT001
-        self._layout = layout
-        self._stack = ExitStack()
-        self.disk = Disk(layout.temporary, power=power)
-        self.threads = Threads(layout, self.disk)
-        self.runs = Runs(layout, self.disk, self.threads, clock.time_ns)
-        self._executor = ThreadPoolExecutor(2, thread_name_prefix="threadloom")
-        self.writer = Hop(self._executor, finish=self.disk.sync, lock_patience=lock_timeout)
-        self.reader = Hop(self._executor)
-        self.watch = Watch()
-        self.is_queue_watched = False
-        self._next_look = 0.0
-        self.indexing: asyncio.Task[None] | None = None
-
-    def prepare(self) -> bool:
-        """Make the store's own directories; return whether its index can be trusted."""
-        for directory in self._layout.own_directories:
-            self.disk.make_directories(directory)
-        try:
-            found = self.disk.read(self._layout.format)
-        except FileNotFoundError:
-            self.disk.make_file(self._layout.format, _FORMAT)
-            return False
-        if found != _FORMAT:
-            raise SerializationError(self._layout.format, f"it names format {found[:20]!r}, and this is format 1")
-        try:
-            return self.disk.read(self._layout.boot) == _boot_id(self.disk)
-        except FileNotFoundError:
-            return False
-
-    def note_boot(self) -> None:
-        """Write down that the index is right for this start of the machine: unsynced, it is for no later one."""
-        self.disk.overwrite(self._layout.boot, _boot_id(self.disk))
-
-    def watch_queue(self, heard: Callable[[str | None], None]) -> None:
-        self.is_queue_watched = self._stack.enter_context(self.watch.watching(self._layout.queue, heard))
-
-    def is_time_to_look(self) -> bool:
-        """Return whether to look at the whole index, whatever was heard: always where nothing can be heard."""
-        now = asyncio.get_running_loop().time()
-        if self.is_queue_watched and now < self._next_look:
-            return False
-        self._next_look = now + _SLOW_LOOK.total_seconds()
-        return True
-
-    async def close(self) -> None:
-        self._stack.close()
-        if self.indexing is not None:
-            self.indexing.cancel()
-            await asyncio.wait([self.indexing])
-        await self.watch.close()
-        await self.writer.close()
-        await self.reader.close()
-        await _shut_down(self._executor)
-
-
 def _page_request(limit: int | None, order: str, after: str | None, before: str | None) -> PageRequest:
     check_page(limit, order)
     check_id(*(cursor for cursor in (after, before) if cursor is not None))
     return PageRequest(limit=limit, order=order, after=after, before=before)
-
-
-async def _shut_down(executor: ThreadPoolExecutor) -> None:
-    """Return when the threads of ``executor`` have ended, joined from another thread, for to join is to block."""
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-
-    def join() -> None:
-        executor.shutdown(wait=True)
-        loop.call_soon_threadsafe(ended.set_result, None)
-
-    threading.Thread(target=join, name="closing a store").start()
-    await until_done(ended)
-
-
-def _boot_id(disk: Disk) -> bytes:
-    try:
-        return disk.read(Path("/proc/sys/kernel/random/boot_id"))
-    except FileNotFoundError:
-        return b"unknown"

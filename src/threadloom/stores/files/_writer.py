@@ -19,8 +19,9 @@ from attrs import define, field
 
 from threadloom.errors import StoreBusyError, StoreClosedError
 from threadloom.stores.files._lock import LockedElsewhereError
+from threadloom.tasks import until_done
 
-__all__ = ["Hop", "until_done"]
+__all__ = ["Hop"]
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ class Hop:
     ) -> None:
         self._executor = executor
         self._finish = finish
-        self._patience = lock_patience.total_seconds()
+        self._patience = lock_patience
         self._loop = asyncio.get_running_loop()
         self._run_in_thread = aiofiles.os.wrap(self._run_batch)
         self._pending: list[_Operation] = []
@@ -84,19 +85,23 @@ class Hop:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
-    async def run(self, function: Callable[..., T], *args: Any, key: str | None = None) -> T:
+    async def run(
+        self, function: Callable[..., T], *args: Any, key: str | None = None, patience: timedelta | None = None
+    ) -> T:
         """Return what ``function`` returns, run in the thread.
 
         A caller that is cancelled before the function has begun withdraws it; else its end is awaited, and then the
-        cancellation goes on (G7). ``StoreBusyError`` where another process keeps its lock for too long.
+        cancellation goes on (G7). ``StoreBusyError`` where another process keeps its lock for longer than ``patience``.
         """
-        return await self.ended(self.start(function, *args, key=key))
+        return await self.ended(self.start(function, *args, key=key, patience=patience))
 
-    def start(self, function: Callable[..., T], *args: Any, key: str | None = None) -> asyncio.Future[T]:
+    def start(
+        self, function: Callable[..., T], *args: Any, key: str | None = None, patience: timedelta | None = None
+    ) -> asyncio.Future[T]:
         """Hand in a function and return the future of its answer, to be awaited by ``ended``."""
         if self._is_closed:
             raise StoreClosedError
-        deadline = self._loop.time() + self._patience
+        deadline = self._loop.time() + (self._patience if patience is None else patience).total_seconds()
         operation = _Operation(key, partial(function, *args), self._loop.create_future(), deadline)
         self._pending.append(operation)
         self._is_idle.clear()
@@ -166,7 +171,7 @@ class Hop:
         for operation in blocked:
             if now >= operation.deadline:
                 operation.answer.set_exception(
-                    StoreBusyError(f"Another process has held the lock on {operation.key!r} for {self._patience:g} s.")
+                    StoreBusyError(f"Another process holds the lock on {operation.key!r}, and did not give it back.")
                 )
         self._pause = _FIRST_RETRY_SECONDS if outcomes else min(self._pause * 2, _LAST_RETRY_SECONDS)
         self._next([operation for operation in blocked if not operation.answer.done()])
@@ -208,15 +213,3 @@ class Hop:
             for outcome in outcomes:
                 outcome.error = outcome.error or error
         self._loop.call_soon_threadsafe(self._answer, outcomes, blocked)
-
-
-async def until_done(future: asyncio.Future[Any]) -> None:
-    """Return when ``future`` is done; a cancellation meanwhile goes on then, and not before."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled

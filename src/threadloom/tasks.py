@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+__all__ = ["carried_out", "finish", "until_done"]
+
 T = TypeVar("T")
 
 
 async def finish(
-    *tasks: asyncio.Task[Any], when_cancelled: Callable[[], object] | None = None
+    *tasks: asyncio.Future[Any], when_cancelled: Callable[[], object] | None = None
 ) -> asyncio.CancelledError | None:
     """Wait until all ``tasks`` are done, however often the caller is cancelled meanwhile.
 
@@ -26,6 +28,13 @@ async def finish(
             if when_cancelled is not None:
                 when_cancelled()
     return cancelled
+
+
+async def until_done(*tasks: asyncio.Future[Any]) -> None:
+    """Return when all ``tasks`` are done; a cancellation of the caller goes on then, and not before."""
+    cancelled = await finish(*tasks)
+    if cancelled is not None:
+        raise cancelled
 
 
 async def carried_out(work: Coroutine[Any, Any, T]) -> T:

@@ -1,0 +1,162 @@
+"""Who is alive: a file for each store that takes runs, locked by its process and beaten by its event loop.
+
+The process holds a POSIX lock on the file. The kernel drops it with the process, also when that had
+forked children: a child has copies of the descriptors, but not the locks (a ``flock`` it would keep). What lies in the
+file is a counter. Its workers are dead when nobody has the lock; they are hung when the counter was seen to stand still
+for the length of a lease, in time that the onlooker spent looking: wall clocks decide nothing, and an onlooker that
+slept itself has seen nothing.
+
+A POSIX lock has two traps, for which ``_OURS`` is kept: it does not exclude within its own process, and it is dropped
+when the process closes any descriptor of the file. So a process never opens a file of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from attrs import define
+
+from threadloom.ids import is_id
+
+__all__ = ["Life", "Peer", "Peers"]
+
+_COUNTER_DIGITS: Final = 20
+_FLOCK: Final = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
+_OURS: dict[tuple[int, int], int] = {}
+"""The process that holds the lock of each file that was locked here; a forked child finds its parent's id."""
+
+
+class Life:
+    """The file of one store of this process."""
+
+    def __init__(self, temporary: Path, path: Path) -> None:
+        self._path = path
+        self._beats = 0
+        self._fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._key = _key(os.fstat(self._fd))
+        _OURS[self._key] = os.getpid()
+        self.beat()
+        # It is locked before it can be seen.
+        os.rename(temporary, path)
+
+    def beat(self) -> None:
+        """Say that the process still does what its event loop asks of it."""
+        self._beats += 1
+        os.pwrite(self._fd, f"{self._beats:0{_COUNTER_DIGITS}}\n".encode(), 0)
+
+    def end(self) -> None:
+        """Give the claim to be alive up. The file stays, and tells the others to look for what was left."""
+        _OURS.pop(self._key, None)
+        os.close(self._fd)
+
+
+@define
+class Peer:
+    """What was seen of a file: who has its lock, and for how long its counter stands still."""
+
+    process_id: int
+    counter: bytes
+    is_ours: bool = False
+    still_seconds: float = 0.0
+
+
+class Peers:
+    """The lives on one directory, as one process sees them: ``look`` is called again and again."""
+
+    def __init__(self, directory: Path, lease_seconds: float) -> None:
+        self._directory = directory
+        self._lease_seconds = lease_seconds
+        self._seen: dict[str, Peer] = {}
+        self._last_look: float | None = None
+
+    def look(self, now: float) -> None:
+        """Look at every file once more, at ``now`` on a monotonic clock.
+
+        A pause since the last look that is longer than a third of a lease counts as no longer: the onlooker slept.
+        """
+        passed = 0.0 if self._last_look is None else min(now - self._last_look, self._lease_seconds / 3)
+        self._last_look = now
+        seen: dict[str, Peer] = {}
+        for life in self.names():
+            peer = self._look_at(self._directory / life)
+            if peer is None:
+                continue
+            old = self._seen.get(life)
+            if old is not None and old.counter == peer.counter:
+                peer.still_seconds = old.still_seconds + passed
+            seen[life] = peer
+        self._seen = seen
+
+    def is_gone(self, life: str) -> bool:
+        """Return whether it is dead at this moment, or was hung at the last look and still is. One never seen is dead.
+
+        It may have begun since the last look, so the file itself is asked.
+        """
+        now = self._look_at(self._directory / life) if is_id(life) else None
+        if now is None:
+            return True
+        seen = self._seen.get(life)
+        return seen is not None and seen.counter == now.counter and seen.still_seconds >= self._lease_seconds
+
+    @property
+    def process_ids(self) -> set[int]:
+        """The other processes that were seen alive, 0 for one that cannot be told from here."""
+        return {peer.process_id for peer in self._seen.values() if not peer.is_ours}
+
+    def gone(self) -> frozenset[str]:
+        """Return the lives that have a file and are gone."""
+        return frozenset(life for life in self.names() if self.is_gone(life))
+
+    def names(self) -> list[str]:
+        """Return all lives that have a file, alive or not."""
+        return [name for name in os.listdir(self._directory) if is_id(name)]
+
+    def bury(self, life: str) -> None:
+        """Remove the file of a life whose runs were taken back, if it is dead; a hung one may wake."""
+        path = self._directory / life
+        if self._look_at(path) is None:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _look_at(self, path: Path) -> Peer | None:
+        try:
+            if _is_ours(os.stat(path)):
+                # Whether it is hung is for others to say: who looks is not.
+                return Peer(os.getpid(), secrets.token_bytes(8), is_ours=True)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            holder = _lock_holder(fd)
+            return None if holder is None else Peer(holder, os.pread(fd, _COUNTER_DIGITS, 0))
+        finally:
+            os.close(fd)
+
+
+def _lock_holder(fd: int) -> int | None:
+    """Return the process that has the lock, 0 where it cannot be seen from here, or none where nobody has it."""
+    if sys.platform == "linux":
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, holder = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else holder
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return 0
+    return None
+
+
+def _key(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+def _is_ours(stat: os.stat_result) -> bool:
+    return _OURS.get(_key(stat)) == os.getpid()

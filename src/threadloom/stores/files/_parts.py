@@ -1,0 +1,143 @@
+"""What an open store is made of, and the order in which it is put together and taken apart."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, Literal
+
+from attrs import frozen
+
+from threadloom.clock import Clock
+from threadloom.errors import SerializationError
+from threadloom.models import Run
+from threadloom.stores.files._claims import Claims, Taken
+from threadloom.stores.files._disk import Disk
+from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._recovery import Recovery
+from threadloom.stores.files._runs import Runs
+from threadloom.stores.files._threads import Threads
+from threadloom.stores.files._watch import Watch
+from threadloom.stores.files._writer import Hop
+from threadloom.tasks import until_done
+
+__all__ = ["SLOW_LOOK", "Options", "Parts"]
+
+SLOW_LOOK: Final = timedelta(seconds=15)
+"""How often to look at all there is, whatever was heard, as a safety net."""
+
+_FORMAT = b"1\n"
+
+
+@frozen(kw_only=True)
+class Options:
+    """What the user of a store has chosen."""
+
+    durability: Literal["power", "process"]
+    lock_timeout: timedelta
+    lease_duration: timedelta
+    max_attempts: int
+    clock: Clock
+
+
+class Parts:
+    """What an open store is made of."""
+
+    def __init__(self, layout: Layout, options: Options, ring: Callable[[Run], None]) -> None:
+        self._layout = layout
+        self._stack = ExitStack()
+        self.disk = Disk(layout.temporary, power=options.durability == "power")
+        self.threads = Threads(layout, self.disk)
+        self.runs = Runs(layout, self.disk, self.threads, options.clock.time_ns)
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix="threadloom")
+        self.writer = Hop(self._executor, finish=self.disk.sync, lock_patience=options.lock_timeout)
+        self.reader = Hop(self._executor)
+        self.watch = Watch()
+        life = f"life_{secrets.token_hex(16)}"
+        self.claims = Claims(self.threads, self.runs, options.clock.time_ns, options.max_attempts, life)
+        self.recovery = Recovery(
+            layout,
+            self.claims,
+            writer=self.writer,
+            watch=self.watch,
+            lease=options.lease_duration,
+            ring=ring,
+        )
+        self.is_queue_watched = False
+        self._next_look = 0.0
+        self.indexing: asyncio.Task[None] | None = None
+
+    def prepare(self) -> bool:
+        """Make the store's own directories; return whether its index can be trusted."""
+        for directory in self._layout.own_directories:
+            self.disk.make_directories(directory)
+        try:
+            found = self.disk.read(self._layout.format)
+        except FileNotFoundError:
+            self.disk.make_file(self._layout.format, _FORMAT)
+            return False
+        if found != _FORMAT:
+            raise SerializationError(self._layout.format, f"it names format {found[:20]!r}, and this is format 1")
+        try:
+            return self.disk.read(self._layout.boot) == _boot_id(self.disk)
+        except FileNotFoundError:
+            return False
+
+    def note_boot(self) -> None:
+        """Write down that the index is right for this start of the machine: unsynced, it is for no later one."""
+        self.disk.overwrite(self._layout.boot, _boot_id(self.disk))
+
+    def take(self, worker_id: str) -> Taken:
+        """Take a run for a worker of this store, which counts as alive from now on."""
+        self.recovery.join()
+        return self.claims.take(worker_id)
+
+    def watch_queue(self, heard: Callable[[str | None], None]) -> None:
+        self.is_queue_watched = self._stack.enter_context(self.watch.watching(self._layout.queue, heard))
+
+    def is_time_to_look(self) -> bool:
+        """Return whether to look at the whole index, whatever was heard: always where nothing can be heard."""
+        now = asyncio.get_running_loop().time()
+        if self.is_queue_watched and now < self._next_look:
+            return False
+        self._next_look = now + SLOW_LOOK.total_seconds()
+        return True
+
+    async def close(self) -> None:
+        """End what is pending, in the order in which one part needs the other."""
+        self._stack.close()
+        if self.indexing is not None:
+            self.indexing.cancel()
+            await asyncio.wait([self.indexing])
+        await self.recovery.close()
+        await self.watch.close()
+        await self.writer.close()
+        await self.reader.close()
+        self.recovery.end()
+        await _shut_down(self._executor)
+
+
+async def _shut_down(executor: ThreadPoolExecutor) -> None:
+    """Return when the threads of ``executor`` have ended, joined from another thread, for to join is to block."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def join() -> None:
+        executor.shutdown(wait=True)
+        loop.call_soon_threadsafe(ended.set_result, None)
+
+    threading.Thread(target=join, name="closing a store").start()
+    await until_done(ended)
+
+
+def _boot_id(disk: Disk) -> bytes:
+    try:
+        return disk.read(Path("/proc/sys/kernel/random/boot_id"))
+    except FileNotFoundError:
+        return b"unknown"

@@ -1,0 +1,286 @@
+"""Runs of workers that are gone are taken back: by real processes that are killed, frozen and woken."""
+
+import asyncio
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+
+from threadloom import (
+    Claim,
+    FileStore,
+    LeaseLostError,
+    Message,
+    Run,
+    RunError,
+    RunStatus,
+    RunStepStatus,
+    RunWorker,
+    RunWrite,
+    Thread,
+)
+
+PATIENCE = 20
+
+WORKER = """
+import asyncio, os, sys
+from datetime import timedelta
+from threadloom import *
+
+ROOT, MODE = sys.argv[1:]
+
+async def main():
+    lease = timedelta(seconds=1)
+    async with FileStore(ROOT, durability="process", lease_duration=lease) as store:
+        claim = await store.claim_run("the_other")
+        if MODE == "forked" and os.fork() == 0:
+            sys.stdin.read()  # outlives its parent, with copies of all its descriptors
+            os._exit(0)
+        if MODE == "cancelling":
+            await store.request_cancel(claim.run.thread_id, claim.run.id)
+        step = RunStep.tool_calls(thread_id=claim.run.thread_id, run_id=claim.run.id)
+        await store.write_run(claim.lease, RunWrite(items=(step,)))
+        print("at work", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        reply = Message.assistant(claim.run.thread_id, "too late", run_id=claim.run.id)
+        try:
+            await store.write_run(claim.lease, RunWrite(items=(reply,), status=RunStatus.COMPLETED))
+        except LeaseLostError:
+            print("lost", flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def store(tmp_path):
+    async with FileStore(tmp_path / "store", durability="process", lease_duration=timedelta(seconds=1)) as store:
+        yield store
+
+
+@pytest.fixture
+async def run(store):
+    thread = await store.create_thread(Thread.new())
+    return await store.create_run(thread.id, Run.new(thread.id, model="m"))
+
+
+class Other:
+    """A worker's process that has taken the one run there is."""
+
+    def __init__(self, store, mode="plain"):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(store.root), mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    async def at_work(self):
+        assert await self.line() == "at work"
+
+    async def line(self):
+        assert self.process.stdout is not None
+        return (await asyncio.to_thread(self.process.stdout.readline)).strip()
+
+    def go_on(self):
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+
+@pytest.fixture
+def other(store):
+    others = []
+
+    def start(mode="plain"):
+        others.append(Other(store, mode))
+        return others[-1]
+
+    yield start
+    for started in others:
+        started.process.kill()
+        started.process.communicate()
+
+
+async def claimed(store) -> Claim:
+    async with asyncio.timeout(PATIENCE):
+        claim = await store.claim_run("worker")
+    assert isinstance(claim, Claim)
+    return claim
+
+
+async def came_to(store, run, status):
+    async with asyncio.timeout(PATIENCE):
+        while (now := await store.get_run(run.thread_id, run.id)).status is not status:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    return now
+
+
+@pytest.mark.parametrize("mode", ["plain", "forked"])
+async def test_a_run_of_a_process_that_was_killed_is_put_back_and_counts_an_attempt(store, run, other, mode):
+    dying = other(mode)
+    await dying.at_work()
+    waiting = asyncio.create_task(claimed(store))
+    await store.get_run(run.thread_id, run.id)
+    dying.process.send_signal(signal.SIGKILL)
+
+    claim = await waiting
+    assert (claim.run.id, claim.run.attempt, claim.lease.attempt) == (run.id, 2, 2)
+    [step] = await store.list_steps(run.thread_id, run.id)
+    assert step.status is RunStepStatus.FAILED
+
+
+async def test_a_run_left_by_a_process_that_died_before_any_other_came_is_taken_back(store, run, other):
+    dying = other()
+    await dying.at_work()
+    dying.process.kill()
+    await asyncio.to_thread(dying.process.wait)
+
+    async with FileStore(store.root, durability="process") as later:
+        assert (await claimed(later)).run.attempt == 2
+
+
+async def test_a_process_that_is_frozen_past_its_lease_loses_its_run_and_writes_nothing_when_it_wakes(
+    store, run, other
+):
+    frozen = other()
+    await frozen.at_work()
+    frozen.process.send_signal(signal.SIGSTOP)
+
+    claim = await claimed(store)
+    reply = Message.assistant(run.thread_id, "in time", run_id=run.id)
+    await store.write_run(claim.lease, RunWrite(items=(reply,), status=RunStatus.COMPLETED))
+    frozen.process.send_signal(signal.SIGCONT)
+    frozen.go_on()
+
+    assert await frozen.line() == "lost"
+    assert [message.text for message in await store.list_messages(run.thread_id)] == ["in time"]
+    assert (await store.get_run(run.thread_id, run.id)).status is RunStatus.COMPLETED
+
+
+async def test_a_run_is_failed_when_its_last_attempt_is_lost(tmp_path, other, store, run):
+    dying = other()
+    await dying.at_work()
+    async with FileStore(store.root, durability="process", max_attempts=1) as strict:
+        assert await strict.try_claim_run("worker") is None
+        dying.process.kill()
+        ended = await strict.wait_for_run(run.thread_id, run.id, timeout=timedelta(seconds=PATIENCE))
+    assert ended.status is RunStatus.FAILED
+    assert ended.last_error == RunError("server_error", "The worker was lost in attempt 1, and no other is made.")
+
+
+async def test_a_run_that_was_asked_to_stop_is_cancelled_and_not_revived(store, run, other):
+    dying = other("cancelling")
+    await dying.at_work()
+    assert await store.try_claim_run("worker") is None
+    dying.process.kill()
+
+    ended = await store.wait_for_run(run.thread_id, run.id, timeout=timedelta(seconds=PATIENCE))
+    assert ended.status is RunStatus.CANCELLED
+    assert [step.status for step in await store.list_steps(run.thread_id, run.id)] == [RunStepStatus.CANCELLED]
+    events = [event.type async for event in store.events(run.thread_id, run.id)]
+    assert events[-1] == "thread.run.cancelled"
+
+
+async def test_a_run_that_somebody_drives_by_hand_is_left_alone(store, run):
+    await store.update_run_status(run.thread_id, run.id, RunStatus.IN_PROGRESS)
+    async with FileStore(store.root, durability="process") as later:
+        assert await later.try_claim_run("worker") is None
+        while later._parts.recovery._searched is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert (await later.get_run(run.thread_id, run.id)).status is RunStatus.IN_PROGRESS
+
+
+async def test_a_run_that_a_closed_store_did_not_give_back_is_taken_by_one_that_is_open(store, run):
+    async with FileStore(store.root, durability="process") as closing:
+        left = await claimed(closing)
+        waiting = asyncio.create_task(claimed(store))
+        await store.get_run(run.thread_id, run.id)
+    claim = await waiting
+
+    assert (claim.run.id, claim.run.attempt) == (run.id, 2)
+    with pytest.raises(LeaseLostError):
+        await store.write_run(left.lease, RunWrite())
+
+
+async def test_stores_of_one_process_do_not_take_each_other_for_dead(store, run):
+    async with FileStore(store.root, durability="process", lease_duration=timedelta(milliseconds=30)) as second:
+        claim = await claimed(store)
+        assert await second.try_claim_run("worker") is None
+        for _ in range(3):
+            second._parts.recovery._heard.set()
+            second._parts.recovery._searched = None
+            while second._parts.recovery._searched is None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        await store.check_lease(claim.lease)
+
+
+async def test_what_the_dead_leave_is_cleared_away(store, run, other):
+    dying = other()
+    await dying.at_work()
+    dying.process.kill()
+    await claimed(store)
+    lives = store.root / ".threadloom" / "lives"
+    async with asyncio.timeout(PATIENCE):
+        while len(list(lives.iterdir())) > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def test_a_worker_goes_on_with_the_runs_of_one_that_was_killed(store, run, other):
+    dying = other()
+    await dying.at_work()
+
+    async def answer(ctx):
+        return f"attempt {ctx.attempt}"
+
+    async with RunWorker(store, answer):
+        dying.process.kill()
+        await store.wait_for_run(run.thread_id, run.id, timeout=timedelta(seconds=PATIENCE))
+    assert [message.text for message in await store.list_messages(run.thread_id)] == ["attempt 2"]
+
+
+async def test_a_run_that_waits_past_its_time_expires_while_a_worker_lives(store, run):
+    expires_at = int(store.clock.time_ns() // 1_000_000_000) + 1
+    waiting = await store.create_run(
+        run.thread_id, Run.new(run.thread_id, model="m", status=RunStatus.REQUIRES_ACTION, expires_at=expires_at)
+    )
+    await store.update_run_status(run.thread_id, run.id, RunStatus.COMPLETED)
+    claiming = asyncio.create_task(store.claim_run("worker"))
+    ended = await came_to(store, waiting, RunStatus.EXPIRED)
+    claiming.cancel()
+    assert ended.last_error is None
+
+
+def test_the_lock_of_a_life_is_not_kept_by_a_forked_child(tmp_path):
+    """The fact on which the choice of the lock stands: a child that was forked keeps a flock, and no POSIX lock."""
+    script = """
+import fcntl, os, sys
+flock, posix = (os.open(os.path.join(sys.argv[1], name), os.O_RDWR | os.O_CREAT) for name in ("flock", "posix"))
+fcntl.flock(flock, fcntl.LOCK_EX)
+fcntl.lockf(posix, fcntl.LOCK_EX)
+if os.fork() == 0:
+    print("child", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "child\n"
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    flock, posix = (os.open(tmp_path / name, os.O_RDWR) for name in ("flock", "posix"))
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(flock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(posix, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(flock)
+        os.close(posix)
+        process.communicate()
