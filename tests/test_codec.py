@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from threadloom import codec
 from threadloom.errors import InvalidInputError, SerializationError
-from threadloom.events import EventType, MessageDelta, RunEvent, StepDelta
+from threadloom.events import Checkpoint, EventType, MessageDelta, RunEvent, StepDelta
 from threadloom.lifecycle import Lease, RunRecord
 from threadloom.models import (
     FunctionCall,
@@ -130,8 +130,10 @@ runs = st.builds(
     reasoning_effort=maybe(text),
     sequence=maybe(whole),
     attempt=whole,
+    turn=whole,
     retry_at=maybe(whole),
     messages_before=maybe(whole),
+    anew_from=maybe(whole),
 )
 steps = st.builds(
     RunStep,
@@ -151,6 +153,8 @@ steps = st.builds(
     metadata=json_object,
     usage=maybe(usages),
     sequence=maybe(whole),
+    turn=maybe(whole),
+    position=maybe(whole),
 )
 records = runs.flatmap(
     lambda run: st.builds(
@@ -176,6 +180,8 @@ def data_of(kind):
         return st.builds(StepDelta, text, whole, tool_calls)
     if kind is EventType.MESSAGE_DELTA:
         return st.builds(MessageDelta, text, text)
+    if kind is EventType.CHECKPOINT:
+        return st.builds(Checkpoint, text, json_value)
     if kind.startswith("thread.run.step."):
         return steps
     return runs if kind.startswith("thread.run.") else messages

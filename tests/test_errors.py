@@ -28,6 +28,7 @@ EXAMPLES = [
         errors.InvalidTransitionError("r", "cancelling", "failed", "cancelled"),
         {"run_id": "r", "status": "cancelling", "asked": "failed"},
     ),
+    (errors.ToolOutputsRefusedError("r", "expired"), {"run_id": "r", "status": "expired"}),
     (errors.LeaseLostError("r", "w"), {"run_id": "r", "worker_id": "w"}),
     (errors.SerializationError("a/b.json", "it is empty"), {"path": Path("a/b.json"), "reason": "it is empty"}),
     (errors.SerializationError(Path("a"), "not JSON", offset=7), {"path": Path("a"), "offset": 7}),

@@ -13,8 +13,9 @@ from threadloom.errors import (
     InvalidTransitionError,
     LeaseLostError,
     RunInTerminalStateError,
+    ToolOutputsRefusedError,
 )
-from threadloom.events import EventType, MessageDelta, RunEvent, RunLog, StepDelta
+from threadloom.events import Checkpoint, EventType, MessageDelta, RunEvent, RunLog, StepDelta
 from threadloom.lifecycle import Lease, RunRecord, RunWrite
 from threadloom.models import (
     FunctionCall,
@@ -32,6 +33,7 @@ from threadloom.models import (
     TextContent,
     ToolCall,
     ToolCalls,
+    ToolOutput,
     Usage,
 )
 
@@ -167,7 +169,7 @@ def test_updating_a_status(state, asked, answer):
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("asked", STATUSES)
 def test_forcing_a_status_takes_any_to_any(state, asked):
-    record = a_record(state, completed_at=9, failed_at=9, cancelled_at=9, retry_at=2_000)
+    record = a_record(state, completed_at=9, failed_at=9, cancelled_at=9, retry_at=2_000, turn=3, anew_from=4)
     change = lifecycle.force_status(record, a_log(record), RunStatus(asked), ERROR, now_ns=NOW_NS)
     run = change.record.run
     assert (run.status, run.last_error) == (asked, ERROR)
@@ -176,6 +178,7 @@ def test_forcing_a_status_takes_any_to_any(state, asked):
     check_moments(record.run, run)
     anew = asked == "queued"
     assert (run.attempt, run.started_at, run.retry_at) == ((1, None, None) if anew else (2, 500, 2_000))
+    assert (run.turn, run.anew_from) == ((0, 6) if anew else (3, 4))
     assert names(change) == [f"run.{asked}"]
 
 
@@ -262,6 +265,111 @@ def test_writing_under_a_lease(state, asked, answer):
     assert change.record.lease is None
     assert names(change) == [f"run.{asked}"]
     check_moments(record.run, run)
+
+
+# What comes of tool outputs: the status, or an error.
+SUBMIT = """
+                     becomes
+queued               refused
+in_progress          refused
+leased in_progress   refused
+requires_action      queued
+cancelling           refused
+leased cancelling    refused
+cancelled            refused
+failed               refused
+completed            refused
+incomplete           refused
+expired              refused
+"""
+
+
+@pytest.mark.parametrize(("state", "_", "becomes"), read_table(SUBMIT))
+def test_submitting_tool_outputs(state, _, becomes):
+    record = a_record(state, required_action=ACTION, turn=1, retry_at=9)
+    step = a_step(sequence=3, step_details=ToolCalls((CALL,)))
+    log = a_log(record, step=step)
+    if becomes == "refused":
+        with pytest.raises(ToolOutputsRefusedError) as caught:
+            lifecycle.submit_tool_outputs(record, log, [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
+        assert (caught.value.run_id, caught.value.status) == ("run_1", record.run.status)
+        return
+    change = lifecycle.submit_tool_outputs(record, log, [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
+    run = attrs.evolve(
+        record.run, status=RunStatus.QUEUED, required_action=None, last_error=None, turn=2, retry_at=None
+    )
+    done = attrs.evolve(
+        step, status=RunStepStatus.COMPLETED, completed_at=NOW, step_details=ToolCalls((answered(CALL, "hot"),))
+    )
+    assert change.record == RunRecord(run)
+    assert change.steps == (done,)
+    assert change.events == (
+        RunEvent(6, EventType.STEP_COMPLETED, NOW, done),
+        RunEvent(7, EventType.RUN_QUEUED, NOW, run),
+    )
+
+
+def answered(call, output):
+    return attrs.evolve(call, function=attrs.evolve(call.function, output=output))
+
+
+def test_outputs_find_their_calls_in_all_open_steps_and_leave_the_others_open():
+    other, third = attrs.evolve(CALL, id="call_2"), attrs.evolve(CALL, id="call_3")
+    record = a_record("requires_action", required_action=RequiredAction((CALL, other)))
+    log = a_log(record, step=a_step("step_1", step_details=ToolCalls((CALL,))))
+    on_disk = [
+        a_step("step_2", step_details=ToolCalls((other,))),
+        a_step("step_3", step_details=ToolCalls((third,))),
+        a_step("step_4"),
+    ]
+    outputs = [ToolOutput("call_2", "cold"), ToolOutput("call_1", "hot")]
+    change = lifecycle.submit_tool_outputs(record, log, outputs, open_steps=on_disk, now_ns=NOW_NS)
+    assert [(step.id, step.status, step.step_details) for step in change.steps] == [
+        ("step_1", "completed", ToolCalls((answered(CALL, "hot"),))),
+        ("step_2", "completed", ToolCalls((answered(other, "cold"),))),
+    ]
+
+
+def test_a_run_that_does_not_say_what_it_waits_for_waits_for_the_calls_of_its_open_steps():
+    done = answered(attrs.evolve(CALL, id="call_2"), "there already")
+    record = a_record("requires_action")
+    log = a_log(record, step=a_step(step_details=ToolCalls((CALL, done))))
+    with pytest.raises(InvalidInputError, match=r"Expected tool outputs for call_ids \['call_1'\], got \[\]."):
+        lifecycle.submit_tool_outputs(record, log, [], now_ns=NOW_NS)
+    change = lifecycle.submit_tool_outputs(record, log, [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
+    assert change.steps[0].step_details == ToolCalls((answered(CALL, "hot"), done))
+
+
+def test_outputs_of_calls_without_a_step_are_given_one():
+    record = a_record("requires_action", required_action=ACTION, turn=1)
+    change = lifecycle.submit_tool_outputs(record, a_log(record), [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
+    assert [(step.status, step.turn, step.step_details) for step in change.steps] == [
+        ("completed", 1, ToolCalls((answered(CALL, "hot"),)))
+    ]
+    assert names(change) == ["run.step.created", "run.step.in_progress", "run.step.completed", "run.queued"]
+
+
+@pytest.mark.parametrize(
+    ("number", "turn", "anew_from", "has_past"),
+    [
+        (2, 0, None, False),  # created
+        (1_000_001, 0, None, True),  # claimed once
+        (1_000_009, 0, 1_000_009, False),  # and forced to begin anew
+        (2_000_001, 0, 1_000_009, True),  # and claimed again
+        (5, 1, None, True),  # given outputs by hand, never claimed
+    ],
+)
+def test_a_run_has_a_past_once_somebody_worked_on_it(number, turn, anew_from, has_past):
+    record = a_record("queued", turn=turn, anew_from=anew_from)
+    assert lifecycle.has_past(record, RunLog(number=number)) is has_past
+
+
+def test_a_checkpoint_is_an_event_and_nothing_else():
+    record = a_record("leased in_progress")
+    checkpoint = Checkpoint("plan", {"steps": [1]})
+    log = a_log(record, step=a_step(), message=a_message(status=MessageStatus.IN_PROGRESS))
+    change = lifecycle.write(record, log, LEASE, RunWrite(items=(checkpoint,)), now_ns=NOW_NS)
+    assert change == lifecycle.Change(record, events=(RunEvent(6, EventType.CHECKPOINT, NOW, checkpoint),))
 
 
 @pytest.mark.parametrize("state", ["leased in_progress", "leased cancelling"])
@@ -380,9 +488,9 @@ def test_the_numbers_of_a_claim_begin_anew_far_ahead(number, first):
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_creating_a_run_gives_it_its_place_and_two_events(status):
-    run = a_run(status, sequence=None, attempt=9, retry_at=9, messages_before=None)
+    run = a_run(status, sequence=None, attempt=9, turn=9, retry_at=9, messages_before=None, anew_from=9)
     change = lifecycle.create(run, sequence=11, messages_before=4, now_ns=NOW_NS)
-    made = attrs.evolve(run, sequence=11, messages_before=4, attempt=1, retry_at=None)
+    made = attrs.evolve(run, sequence=11, messages_before=4, attempt=1, turn=0, retry_at=None, anew_from=None)
     assert change.record == RunRecord(made, None)
     assert change.events == (
         RunEvent(1, EventType.RUN_CREATED, NOW, made),
@@ -470,6 +578,16 @@ def test_a_cancelled_run_that_nobody_has_closes_what_is_open():
     record = a_record("in_progress")
     change = lifecycle.request_cancel(record, a_log(record, step=a_step()), now_ns=NOW_NS)
     assert names(change) == ["run.step.cancelled", "run.cancelled"]
+
+
+@pytest.mark.parametrize("status", SETTLEMENTS)
+@pytest.mark.parametrize("way", [settled_by_force, settled_by_hand, settled_after_a_foreign_write])
+def test_a_run_that_ends_while_it_waits_for_outputs_closes_the_step_that_waits(way, status):
+    record = a_record("requires_action", required_action=ACTION)
+    change = way(record, a_log(record, step=a_step(step_details=ToolCalls((CALL,)))), RunStatus(status))
+    expected = SETTLEMENTS[status]["step"]
+    assert [(step.status, step.step_details) for step in change.steps] == [(expected, ToolCalls((CALL,)))]
+    assert names(change) == [f"run.step.{expected}", f"run.{status}"]
 
 
 def test_open_steps_that_no_log_knows_of_are_closed_too():
@@ -598,6 +716,7 @@ def test_new_details_of_an_open_step_are_not_lost_when_it_is_closed():
         (attrs.evolve(a_message("hi"), metadata={"k": 1}), InvalidMetadataError),
         (attrs.evolve(a_step(), metadata={"k": "v" * 513}), InvalidMetadataError),
         (MessageDelta("msg_1", "not announced"), InvalidInputError),
+        (Checkpoint(7, None), InvalidInputError),  # type: ignore[arg-type]
         (StepDelta("step_1", 0, CALL), InvalidInputError),
     ],
     ids=repr,
@@ -673,6 +792,6 @@ def test_details_and_error_of_a_step_are_replaced_where_they_are_given_and_kept_
 
 def test_every_status_stands_in_every_table():
     assert {state.removeprefix(LEASED) for state in STATES} == set(STATUSES)
-    for table in (UPDATE, CANCEL, WRITE):
+    for table in (UPDATE, CANCEL, WRITE, SUBMIT):
         assert list(dict.fromkeys(row for row, _, _ in read_table(table))) == STATES
     assert set(SETTLEMENTS) == {status for status in RunStatus if status.is_terminal}

@@ -75,7 +75,10 @@ FIELDS = {
     RunStep: """id created_at assistant_id thread_id run_id type status step_details last_error expired_at cancelled_at
         failed_at completed_at metadata usage""",
 }
-OUR_OWN = {Run: "sequence attempt retry_at messages_before reasoning_effort", RunStep: "sequence"}
+OUR_OWN = {
+    Run: "sequence attempt turn retry_at messages_before anew_from reasoning_effort",
+    RunStep: "sequence turn position",
+}
 
 
 @pytest.mark.parametrize("model", FIELDS)

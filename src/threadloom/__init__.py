@@ -25,8 +25,9 @@ from threadloom.errors import (
     ThreadAlreadyExistsError,
     ThreadloomError,
     ThreadNotFoundError,
+    ToolOutputsRefusedError,
 )
-from threadloom.events import EventType, MessageDelta, RunEvent, StepDelta
+from threadloom.events import Checkpoint, EventType, MessageDelta, RunEvent, StepDelta
 from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import (
     FunctionCall,
@@ -49,6 +50,7 @@ from threadloom.models import (
     Thread,
     ToolCall,
     ToolCalls,
+    ToolOutput,
     TruncationStrategy,
     UnknownObject,
     Usage,
@@ -61,6 +63,7 @@ from threadloom.worker import RetryPolicy, RunContext, RunWorker
 
 __all__ = [
     "ActiveRunError",
+    "Checkpoint",
     "Claim",
     "Clock",
     "ConflictError",
@@ -120,6 +123,8 @@ __all__ = [
     "ThreadloomError",
     "ToolCall",
     "ToolCalls",
+    "ToolOutput",
+    "ToolOutputsRefusedError",
     "TruncationStrategy",
     "UnknownObject",
     "Usage",

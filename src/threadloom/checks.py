@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, get_args
 
 from threadloom.errors import InvalidInputError
 from threadloom.ids import check_id
 from threadloom.lifecycle import Lease
-from threadloom.models import Message, MessageStatus, Run, RunStep, Thread, check_metadata
+from threadloom.models import Message, MessageStatus, Run, RunStep, Thread, ToolOutput, check_metadata
 
 __all__ = [
     "MetadataChange",
@@ -22,6 +22,7 @@ __all__ = [
     "check_run",
     "check_step",
     "check_thread",
+    "check_tool_outputs",
     "new_metadata",
 ]
 
@@ -73,6 +74,22 @@ def check_step(thread_id: str, run_id: str, step: RunStep) -> None:
     _check_same("step", "thread_id", step.thread_id, thread_id)
     _check_same("step", "run_id", step.run_id, run_id)
     check_metadata(step.metadata)
+
+
+def check_tool_outputs(outputs: Iterable[ToolOutput]) -> tuple[ToolOutput, ...]:
+    """Return ``outputs``, or raise unless they are a sequence of ``ToolOutput`` made of strings."""
+    if isinstance(outputs, str | bytes | Mapping) or not isinstance(outputs, Iterable):
+        text = f"Tool outputs come as a sequence of ToolOutput, not as {type(outputs).__name__}."
+        raise InvalidInputError(text)
+    given = tuple(outputs)
+    for output in given:
+        if not isinstance(output, ToolOutput):
+            text = f"Tool outputs come as a sequence of ToolOutput, which {output!r} is not."
+            raise InvalidInputError(text)
+        if not isinstance(output.tool_call_id, str) or not isinstance(output.output, str):
+            text = f"A tool_call_id and its output are strings, unlike in {output!r}."
+            raise InvalidInputError(text)
+    return given
 
 
 def check_lease(lease: Lease) -> None:

@@ -21,7 +21,7 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from cattrs.v import format_exception
 
 from threadloom.errors import InvalidInputError, SerializationError
-from threadloom.events import EventData, EventType, MessageDelta, RunEvent, StepDelta
+from threadloom.events import Checkpoint, EventData, EventType, MessageDelta, RunEvent, StepDelta
 from threadloom.lifecycle import Lease, RunRecord
 from threadloom.models import (
     Content,
@@ -285,6 +285,7 @@ _EVENT_DATA: tuple[tuple[str, type[EventData]], ...] = (
     ("thread.run.", Run),
     ("thread.message.delta", MessageDelta),
     ("thread.message.", Message),
+    ("threadloom.checkpoint", Checkpoint),
 )
 _EVENT_DATA_BY_TYPE = {
     kind: next(model for prefix, model in _EVENT_DATA if kind.startswith(prefix)) for kind in EventType

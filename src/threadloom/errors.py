@@ -17,6 +17,7 @@
     │   ├── ActiveRunError                    another run of the thread is not finished
     │   ├── RunInTerminalStateError           a settled run stays settled
     │   ├── InvalidTransitionError            no such step in a run's life
+    │   ├── ToolOutputsRefusedError           the run does not wait for any
     │   └── LeaseLostError                    the run is not this worker's any more
     └── StoreError                            the store cannot do its work
         ├── SerializationError                a file does not hold what it should
@@ -55,6 +56,7 @@ __all__ = [
     "ThreadAlreadyExistsError",
     "ThreadNotFoundError",
     "ThreadloomError",
+    "ToolOutputsRefusedError",
 ]
 
 
@@ -184,6 +186,15 @@ class InvalidTransitionError(ConflictError):
         self.run_id = run_id
         self.status = status
         self.asked = asked
+
+
+class ToolOutputsRefusedError(ConflictError):
+    """The run does not wait for tool outputs."""
+
+    def __init__(self, run_id: str, status: str) -> None:
+        super().__init__(f'Runs in status "{status}" do not accept tool outputs.')
+        self.run_id = run_id
+        self.status = status
 
 
 class LeaseLostError(ConflictError):

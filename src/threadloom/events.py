@@ -1,13 +1,15 @@
 """What happened in a run, as numbered events, and what a reader of its log knows after each of them.
 
-The names are those of OpenAI's event stream. Numbers rise strictly over a run's life, with gaps: each claim of the run
-begins at the next multiple of ``NUMBERS_PER_CLAIM``, so that a number which was seen once, and then lost with an
-unsynced delta in a power cut, never comes again with another meaning.
+The names are those of OpenAI's event stream, but for ``threadloom.checkpoint``, which is the handler's own. Numbers
+rise strictly over a run's life, with gaps: each claim of the run begins at the next multiple of ``NUMBERS_PER_CLAIM``,
+so that a number which was seen once, and then lost with an unsynced delta in a power cut, never comes again with
+another meaning.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -25,6 +27,7 @@ from threadloom.models import (
 
 __all__ = [
     "NUMBERS_PER_CLAIM",
+    "Checkpoint",
     "EventType",
     "MessageDelta",
     "RunEvent",
@@ -60,6 +63,7 @@ class EventType(StrEnum):
     MESSAGE_DELTA = "thread.message.delta"
     MESSAGE_COMPLETED = "thread.message.completed"
     MESSAGE_INCOMPLETE = "thread.message.incomplete"
+    CHECKPOINT = "threadloom.checkpoint"
 
     @classmethod
     def of_run(cls, status: RunStatus) -> EventType:
@@ -94,8 +98,16 @@ class StepDelta:
     tool_call: ToolCall
 
 
+@frozen
+class Checkpoint:
+    """What a handler has found out once for the whole run, and under which name. ``result`` is any JSON."""
+
+    name: str
+    result: Any
+
+
 _Pieces = tuple["_Pieces | None", str]
-EventData = Run | RunStep | Message | MessageDelta | StepDelta
+EventData = Run | RunStep | Message | MessageDelta | StepDelta | Checkpoint
 
 
 @frozen
@@ -145,7 +157,7 @@ class RunLog:
                 self._text = None
             case MessageDelta(text=text):
                 self._text = (self._text, text)
-            case StepDelta():
+            case StepDelta() | Checkpoint():
                 pass
 
     def partial_message(self, reason: str, now: int) -> Message | None:

@@ -6,7 +6,7 @@ writes. Nothing here reads or writes anything, or knows the time but from its ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 from attrs import frozen
@@ -16,8 +16,18 @@ from threadloom.errors import (
     InvalidTransitionError,
     LeaseLostError,
     RunInTerminalStateError,
+    ToolOutputsRefusedError,
 )
-from threadloom.events import NUMBERS_PER_CLAIM, EventData, EventType, MessageDelta, RunEvent, RunLog, StepDelta
+from threadloom.events import (
+    NUMBERS_PER_CLAIM,
+    Checkpoint,
+    EventData,
+    EventType,
+    MessageDelta,
+    RunEvent,
+    RunLog,
+    StepDelta,
+)
 from threadloom.ids import check_id
 from threadloom.models import (
     IncompleteDetails,
@@ -29,7 +39,11 @@ from threadloom.models import (
     RunStatus,
     RunStep,
     RunStepStatus,
+    RunStepType,
     StepDetails,
+    ToolCall,
+    ToolCalls,
+    ToolOutput,
     Usage,
     check_metadata,
 )
@@ -44,6 +58,7 @@ __all__ = [
     "claim",
     "create",
     "force_status",
+    "has_past",
     "holds",
     "is_due",
     "is_expired",
@@ -53,6 +68,7 @@ __all__ = [
     "reclaim",
     "request_cancel",
     "settle",
+    "submit_tool_outputs",
     "update_status",
     "update_step",
     "write",
@@ -113,17 +129,20 @@ class Change:
     events: tuple[RunEvent, ...] = ()
 
 
+RunItem = RunStep | Message | MessageDelta | StepDelta | Checkpoint
+
+
 @frozen(kw_only=True)
 class RunWrite:
     """What a worker writes for its run in one act.
 
     ``items`` are taken in their order: a step, new or changed; a message ``in_progress``, which is only announced; a
-    whole one, which is appended to the thread; deltas. Then come the run's own fields. A ``status`` other than
-    ``in_progress`` gives the lease back; ``queued`` puts the run back to be taken again, at ``retry_at`` at the
+    whole one, which is appended to the thread; deltas; checkpoints. Then come the run's own fields. A ``status`` other
+    than ``in_progress`` gives the lease back; ``queued`` puts the run back to be taken again, at ``retry_at`` at the
     earliest, and counts an attempt if ``attempt_failed``.
     """
 
-    items: tuple[RunStep | Message | MessageDelta | StepDelta, ...] = ()
+    items: tuple[RunItem, ...] = ()
     status: RunStatus | None = None
     error: RunError | None = None
     incomplete_details: IncompleteDetails | None = None
@@ -135,7 +154,9 @@ class RunWrite:
 
 def create(run: Run, *, sequence: int, messages_before: int, now_ns: int) -> Change:
     """Return the first record of ``run``, which may be brought in with any status."""
-    run = attrs.evolve(run, sequence=sequence, messages_before=messages_before, attempt=1, retry_at=None)
+    run = attrs.evolve(
+        run, sequence=sequence, messages_before=messages_before, attempt=1, turn=0, retry_at=None, anew_from=None
+    )
     act = _Act(RunRecord(run), RunLog(), now_ns)
     act.emit(EventType.RUN_CREATED, run)
     act.emit(EventType.of_run(run.status), run)
@@ -154,6 +175,12 @@ def holds(record: RunRecord, lease: Lease) -> bool:
 def is_leased(record: RunRecord) -> bool:
     """Return whether somebody has a live lease on the run."""
     return record.lease is not None and holds(record, record.lease)
+
+
+def has_past(record: RunRecord, log: RunLog) -> bool:
+    """Return whether somebody worked on the run before, since it was created or last forced to begin anew."""
+    anew_from = record.run.anew_from or 0
+    return record.run.turn > 0 or log.number // NUMBERS_PER_CLAIM > anew_from // NUMBERS_PER_CLAIM
 
 
 def is_due(run: Run, now_ns: int) -> bool:
@@ -254,14 +281,17 @@ def force_status(
 ) -> Change:
     """Return the change that brings a run to ``status`` from any other, takes the lease away, and settles it.
 
-    ``queued`` queues the run anew, at attempt 1 and without what it came to before.
+    ``queued`` queues the run anew, at attempt 1 and without what it came to before: what it did until then counts for
+    nothing.
     """
     act = _Act(record, log, now_ns, open_steps)
     run = record.run
     if status is RunStatus.QUEUED or (is_leased(record) and not status.is_terminal):
         act.abandon(failed=False)
     if status is RunStatus.QUEUED:
-        run = attrs.evolve(run, attempt=1, retry_at=None, started_at=None, usage=None)
+        run = attrs.evolve(
+            run, attempt=1, turn=0, retry_at=None, started_at=None, usage=None, anew_from=act.log.number + 1
+        )
     return act.come_to(_with_status(run, status, error, act.now), lease=None)
 
 
@@ -280,6 +310,32 @@ def request_cancel(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunSt
     if run.status is RunStatus.CANCELLING:
         return None
     return act.come_to(_with_status(run, RunStatus.CANCELLING, None, act.now), record.lease)
+
+
+def submit_tool_outputs(
+    record: RunRecord,
+    log: RunLog,
+    outputs: Sequence[ToolOutput],
+    *,
+    open_steps: Iterable[RunStep] = (),
+    now_ns: int,
+) -> Change:
+    """Return the change that gives a run the outputs it waits for, all of them, and queues it for its next turn.
+
+    ``ToolOutputsRefusedError`` where it waits for none; ``InvalidInputError`` unless every call has one output.
+    """
+    run = record.run
+    if run.status is not RunStatus.REQUIRES_ACTION:
+        raise ToolOutputsRefusedError(run.id, run.status)
+    act = _Act(record, log, now_ns, open_steps)
+    asked = _calls_that_wait(run, act.log)
+    got = [output.tool_call_id for output in outputs]
+    if sorted(asked) != sorted(got):
+        message = f"Expected tool outputs for call_ids {list(asked)}, got {got}."
+        raise InvalidInputError(message)
+    act.answer(run, asked, {output.tool_call_id: output.output for output in outputs})
+    run = attrs.evolve(_with_status(run, RunStatus.QUEUED, None, act.now), turn=run.turn + 1, retry_at=None)
+    return act.come_to(run, lease=None)
 
 
 def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = (), now_ns: int) -> Change | None:
@@ -375,7 +431,7 @@ class _Act:
     def begin_claim(self) -> None:
         self.log.number = (self.log.number // NUMBERS_PER_CLAIM + 1) * NUMBERS_PER_CLAIM
 
-    def put(self, item: RunStep | Message | MessageDelta | StepDelta, old: RunStep | None = None) -> None:
+    def put(self, item: RunItem, old: RunStep | None = None) -> None:
         match item:
             case RunStep():
                 self._put_step(item, old or self.log.open_steps.get(item.id))
@@ -396,6 +452,8 @@ class _Act:
             case StepDelta():
                 _check_open(item, item.id in self.log.open_steps)
                 self.emit(EventType.STEP_DELTA, item)
+            case Checkpoint():
+                self.emit(EventType.CHECKPOINT, item)
 
     def _put_step(self, step: RunStep, old: RunStep | None) -> None:
         if old is None:
@@ -412,6 +470,42 @@ class _Act:
         if step.status is not old.status or (step.status is RunStepStatus.IN_PROGRESS and step != old):
             self.emit(EventType.of_step(step.status), step)
         self._steps[step.id] = step
+
+    def answer(self, run: Run, asked: Mapping[str, ToolCall], outputs: Mapping[str, str]) -> None:
+        """Complete the steps that hold the calls, with their outputs."""
+        left = dict(asked)
+        for step in tuple(self.log.open_steps.values()):
+            held = _tool_calls(step)
+            if not any(call.id in left for call in held):
+                continue
+            for call in held:
+                left.pop(call.id, None)
+            self._put_step(self._answered(step, outputs), step)
+        if left:
+            # Asked for by a program that knows no steps: the outputs must lie somewhere all the same.
+            step = RunStep(
+                id=f"step_{self.log.number + 1}",
+                created_at=self.now,
+                run_id=run.id,
+                thread_id=run.thread_id,
+                type=RunStepType.TOOL_CALLS,
+                status=RunStepStatus.IN_PROGRESS,
+                step_details=ToolCalls(tuple(left.values())),
+                assistant_id=run.assistant_id,
+                turn=run.turn,
+            )
+            self._put_step(self._answered(step, outputs), None)
+
+    def _answered(self, step: RunStep, outputs: Mapping[str, str]) -> RunStep:
+        details = step.step_details
+        assert isinstance(details, ToolCalls)  # noqa: S101 - it holds a call
+        calls = tuple(
+            attrs.evolve(call, function=attrs.evolve(call.function, output=outputs[call.id]))
+            if isinstance(call, ToolCall) and call.id in outputs
+            else call
+            for call in details.tool_calls
+        )
+        return attrs.evolve(_step_with_status(step, RunStepStatus.COMPLETED, self.now), step_details=ToolCalls(calls))
 
     def come_to(self, run: Run, lease: Lease | None) -> Change:
         """Settle what is open if ``run`` is terminal, then let its own event be the last."""
@@ -455,7 +549,27 @@ def _check_transition(run: Run, status: RunStatus) -> None:
         raise InvalidTransitionError(run.id, run.status, status, RunStatus.CANCELLED)
 
 
-def _check_item(run: Run, item: RunStep | Message | MessageDelta | StepDelta) -> None:
+def _calls_that_wait(run: Run, log: RunLog) -> dict[str, ToolCall]:
+    """Return, by id, the calls for whose outputs a run waits: what it says itself, else what its open steps say."""
+    if run.required_action is not None:
+        return {call.id: call for call in run.required_action.tool_calls}
+    calls = (call for step in log.open_steps.values() for call in _tool_calls(step))
+    return {call.id: call for call in calls if call.function.output is None}
+
+
+def _tool_calls(step: RunStep) -> list[ToolCall]:
+    details = step.step_details
+    if not isinstance(details, ToolCalls):
+        return []
+    return [call for call in details.tool_calls if isinstance(call, ToolCall)]
+
+
+def _check_item(run: Run, item: RunItem) -> None:
+    if isinstance(item, Checkpoint):
+        if not isinstance(item.name, str):
+            message = f"The name of a checkpoint is a str, not {type(item.name).__name__}."
+            raise InvalidInputError(message)
+        return
     check_id(item.id)
     if not isinstance(item, RunStep | Message):
         return

@@ -39,6 +39,7 @@ __all__ = [
     "Thread",
     "ToolCall",
     "ToolCalls",
+    "ToolOutput",
     "TruncationStrategy",
     "UnknownObject",
     "Usage",
@@ -210,6 +211,14 @@ class RequiredAction:
 
 
 @frozen
+class ToolOutput:
+    """What came of the call ``tool_call_id``. ``output`` is any string and never parsed."""
+
+    tool_call_id: str
+    output: str
+
+
+@frozen
 class MessageCreation:
     """The step wrote a message."""
 
@@ -346,9 +355,10 @@ class Message:
 class Run:
     """Work asked for on a thread.
 
-    ``sequence``, ``attempt``, ``retry_at`` and ``messages_before`` are the store's own: the run's place among the
-    runs of its thread (none in a record of another program), the attempt it is at, the moment before which a run
-    that waits for a retry is not taken, and how much of the thread was there when the run was created.
+    ``sequence``, ``attempt``, ``turn``, ``retry_at``, ``messages_before`` and ``anew_from`` are the store's own: the
+    run's place among the runs of its thread (none in a record of another program), the attempt it is at, how often it
+    was given tool outputs, the moment before which a run that waits for a retry is not taken, how much of the thread
+    was there when the run was created, and the number of the event by which it was forced to begin anew, if it was.
     """
 
     id: str
@@ -380,8 +390,10 @@ class Run:
     reasoning_effort: str | None = None
     sequence: int | None = None
     attempt: int = 1
+    turn: int = 0
     retry_at: int | None = None
     messages_before: int | None = None
+    anew_from: int | None = None
 
     @classmethod
     def new(
@@ -431,7 +443,12 @@ class Run:
 
 @frozen(kw_only=True)
 class RunStep:
-    """Something a run did. ``sequence`` is its place in the run, given by the store."""
+    """Something a run did.
+
+    ``sequence`` is its place in the run, given by the store. ``turn`` and ``position`` are its place in the handler,
+    given by the worker: how often the run had been given tool outputs, and which of the handler's calls it was, from 1
+    up. By them an attempt that is done again knows what was completed before.
+    """
 
     id: str
     created_at: int
@@ -449,6 +466,8 @@ class RunStep:
     metadata: Mapping[str, Any] = field(factory=dict)
     usage: Usage | None = None
     sequence: int | None = None
+    turn: int | None = None
+    position: int | None = None
 
     @classmethod
     def message_creation(

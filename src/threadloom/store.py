@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -14,7 +14,7 @@ from attrs import frozen
 
 from threadloom.checks import MetadataChange, OnBusy
 from threadloom.clock import Clock, SystemClock
-from threadloom.events import RunEvent, RunLog
+from threadloom.events import Checkpoint, EventType, RunEvent, RunLog
 from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import (
     Message,
@@ -25,6 +25,7 @@ from threadloom.models import (
     RunStepStatus,
     StepDetails,
     Thread,
+    ToolOutput,
 )
 from threadloom.pages import Order, Page
 from threadloom.signals import QUEUE, EventsTopic, Listener, RunTopic, Topic
@@ -34,10 +35,14 @@ __all__ = ["Claim", "Lease", "MetadataChange", "OnBusy", "RunWrite", "ThreadStor
 
 @frozen
 class Claim:
-    """A run that a worker has taken, as it is now, and the lease to write for it."""
+    """A run that a worker has taken, as it is now, and the lease to write for it.
+
+    ``has_past`` says whether somebody worked on it before: then its steps and checkpoints tell what was done.
+    """
 
     run: Run
     lease: Lease
+    has_past: bool = False
 
 
 class ThreadStore(ABC):
@@ -231,7 +236,8 @@ class ThreadStore(ABC):
     ) -> Run:
         """Bring a run to ``status`` from any other, take away its lease, and settle what a worker left open.
 
-        The worker hears of it and cancels its handler. ``queued`` queues the run anew, at attempt 1.
+        The worker hears of it and cancels its handler. ``queued`` queues the run anew, at attempt 1: its handler finds
+        nothing of what it did before but the messages in the thread.
         """
 
     @abstractmethod
@@ -239,6 +245,15 @@ class ThreadStore(ABC):
         """Ask a run to stop: ``cancelled`` at once where no worker is on it, else ``cancelling``.
 
         Asking again changes nothing. ``RunInTerminalStateError`` for a settled run.
+        """
+
+    @abstractmethod
+    async def submit_tool_outputs(self, thread_id: str, run_id: str, outputs: Iterable[ToolOutput]) -> Run:
+        """Give a run in ``requires_action`` the outputs it waits for, and queue it for its next turn, in one act.
+
+        All outputs come at once: ``InvalidInputError``, which names the ids that were expected and got, where one is
+        missing, unknown or there twice. ``ToolOutputsRefusedError`` for a run that waits for none. The run keeps the
+        turn of its thread, and no attempt is counted.
         """
 
     async def wait_for_run(self, thread_id: str, run_id: str, *, timeout: timedelta | None = None) -> Run:
@@ -351,6 +366,7 @@ class ThreadStore(ABC):
         """Yield what happens in a run, in order, from the event past number ``after`` to the run's last.
 
         It follows a live run, whichever process works on it, and holds nobody up: a slow reader reads later.
+        Checkpoints are left out; they are the handler's own.
         """
         log = RunLog()
         position: Any = None
@@ -360,7 +376,7 @@ class ThreadStore(ABC):
                 events, position = await self._read_events(thread_id, run_id, position)
                 for event in events:
                     log.apply(event)
-                    if event.number > after:
+                    if event.number > after and event.type is not EventType.CHECKPOINT:
                         yield event
                 if events:
                     continue
@@ -373,6 +389,19 @@ class ThreadStore(ABC):
                     continue
                 await changes.wait()
                 was_settled = False
+
+    async def get_checkpoints(self, thread_id: str, run_id: str) -> dict[str, Any]:
+        """Return what a run's handler has kept by ``ctx.checkpoint``, by name, since the run last began anew."""
+        anew_from = (await self.get_run(thread_id, run_id)).anew_from or 0
+        results: dict[str, Any] = {}
+        position: Any = None
+        while True:
+            events, position = await self._read_events(thread_id, run_id, position)
+            for event in events:
+                if isinstance(event.data, Checkpoint) and event.number > anew_from:
+                    results[event.data.name] = event.data.result
+            if not events:
+                return results
 
     @abstractmethod
     async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any]:

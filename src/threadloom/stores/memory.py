@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from threadloom.checks import (
     check_run,
     check_step,
     check_thread,
+    check_tool_outputs,
     new_metadata,
 )
 from threadloom.clock import Clock
@@ -50,6 +51,7 @@ from threadloom.models import (
     RunStepStatus,
     StepDetails,
     Thread,
+    ToolOutput,
 )
 from threadloom.pages import Order, Page, page_of, page_of_ids
 from threadloom.signals import QUEUE, EventsTopic, Listener, RunTopic, Signals, Topic
@@ -304,6 +306,12 @@ class MemoryStore(ThreadStore):
         change = lifecycle.request_cancel(record, run.log, now_ns=self._now())
         return record.run if change is None else self._commit(state, run, change)
 
+    async def submit_tool_outputs(self, thread_id: str, run_id: str, outputs: Iterable[ToolOutput]) -> Run:
+        """Give a run the outputs it waits for, and queue it for its next turn."""
+        given = check_tool_outputs(outputs)
+        state, run, record = self._run(thread_id, run_id)
+        return self._commit(state, run, lifecycle.submit_tool_outputs(record, run.log, given, now_ns=self._now()))
+
     # Steps
 
     async def append_step(self, thread_id: str, run_id: str, step: RunStep) -> RunStep:
@@ -373,10 +381,11 @@ class MemoryStore(ThreadStore):
         if due:
             first = min(due, key=lambda run: run.sequence or 0)
             state, kept, record = self._run(first.thread_id, first.id)
+            has_past = lifecycle.has_past(record, kept.log)
             change = lifecycle.claim(record, kept.log, worker_id=worker_id, token=secrets.token_hex(16), now_ns=now)
             written = self._commit(state, kept, change)
             assert change.record.lease is not None  # noqa: S101 - a claim gives one
-            return Claim(written, change.record.lease), None
+            return Claim(written, change.record.lease, has_past), None
         moments = [run.retry_at for run in waiting if run.retry_at is not None] + expiries
         if not moments:
             return None, None

@@ -14,6 +14,7 @@ from threadloom.testing._settlement import SettlementConformance
 from threadloom.testing._statuses import StatusConformance
 from threadloom.testing._steps import StepConformance
 from threadloom.testing._threads import ThreadConformance
+from threadloom.testing._tools import ToolConformance
 
 __all__ = ["StoreConformance"]
 
@@ -28,6 +29,7 @@ class StoreConformance(
     LeaseConformance,
     SettlementConformance,
     EventConformance,
+    ToolConformance,
     PageConformance,
     CursorConformance,
     NameConformance,

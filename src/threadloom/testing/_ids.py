@@ -63,6 +63,8 @@ RUN_CALLS: Calls = {
     ),
     "list_steps": lambda store, thread, run: store.list_steps(thread, run),
     "settle_run": lambda store, thread, run: store.settle_run(thread, run),
+    "submit_tool_outputs": lambda store, thread, run: store.submit_tool_outputs(thread, run, []),
+    "get_checkpoints": lambda store, thread, run: store.get_checkpoints(thread, run),
     "events": first_event,
 }
 STEP_CALLS: Calls = {

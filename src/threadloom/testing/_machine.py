@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
 from threadloom.errors import ActiveRunError, ThreadloomError
-from threadloom.events import MessageDelta, RunEvent
+from threadloom.events import Checkpoint, MessageDelta, RunEvent
 from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import (
     FunctionCall,
     IncompleteDetails,
     Message,
+    RequiredAction,
     Run,
     RunError,
     RunStatus,
@@ -30,6 +31,7 @@ from threadloom.models import (
     Thread,
     ToolCall,
     ToolCalls,
+    ToolOutput,
     Usage,
 )
 from threadloom.pages import Page
@@ -201,6 +203,11 @@ class StoreMachine(RuleBasedStateMachine):
         """Ask a run to stop."""
         self._do(lambda store: store.request_cancel(*run))
 
+    @rule(run=runs, ids=st.just(["call_1"]) | st.lists(st.sampled_from(["call_1", "call_2"]), max_size=2))
+    def submit_tool_outputs(self, run: RunIds, ids: list[str]) -> None:
+        """Hand in outputs, perhaps of other calls than are waited for."""
+        self._do(lambda store: store.submit_tool_outputs(*run, [ToolOutput(id_, id_) for id_ in ids]))
+
     @rule(run=runs)
     def settle_run(self, run: RunIds) -> None:
         """Settle a run, which changes nothing."""
@@ -213,6 +220,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._do(lambda store: store.list_messages(run[0], run_id=run[1]))
         self._do(lambda store: store.list_messages(run[0], seen_by=run[1]))
         self._do(lambda store: _events(store, *run))
+        self._do(lambda store: store.get_checkpoints(*run))
 
     # Steps
 
@@ -286,6 +294,20 @@ class StoreMachine(RuleBasedStateMachine):
         message = self._open_messages.pop(_run_of(lease), None)
         items = () if message is None else (attrs.evolve(message, content=(TextContent(text),)),)
         self._do_leased(lease, lambda store, mine: store.write_run(mine, RunWrite(items=items)))
+
+    @rule(lease=leases, name=some_text, result=st.none() | some_metadata)
+    def keep_checkpoint(self, lease: Leases, name: str, result: Any) -> None:
+        """Keep a result for a run."""
+        work = RunWrite(items=(Checkpoint(name, result),))
+        self._do_leased(lease, lambda store, mine: store.write_run(mine, work))
+
+    @rule(lease=leases)
+    def call_tool(self, lease: Leases) -> None:
+        """Give a lease back, and wait for the output of a tool."""
+        call = ToolCall(id="call_1", function=FunctionCall(name="brew", arguments=""))
+        step = attrs.evolve(self._step(_run_of(lease), self._name("step")), step_details=ToolCalls((call,)))
+        work = RunWrite(items=(step,), status=RunStatus.REQUIRES_ACTION, required_action=RequiredAction((call,)))
+        self._do_leased(lease, lambda store, mine: store.write_run(mine, work))
 
     @rule(
         lease=leases,
@@ -459,7 +481,7 @@ def _comparable(value: object) -> object:
         case Run():
             compared = attrs.evolve(value, messages_before=None)
         case Claim():
-            compared = _comparable(value.run), attrs.evolve(value.lease, token="", life="")
+            compared = _comparable(value.run), attrs.evolve(value.lease, token="", life=""), value.has_past
     return compared
 
 

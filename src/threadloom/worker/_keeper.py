@@ -30,6 +30,7 @@ logger = logging.getLogger("threadloom")
 _SECOND_NS = 1_000_000_000
 _LONGEST_SLEEP = timedelta(hours=1)  # to the next look at a clock that an administrator may set
 _SHORTEST_NAG = timedelta(seconds=1)  # between two cancellations of one handler, also where there is no grace
+_SAID = {RunStatus.QUEUED: "run put back", RunStatus.REQUIRES_ACTION: "run waits for tools"}
 _LAST_TRIES = 3  # at a write that fails, once the worker is stopping
 
 
@@ -70,6 +71,7 @@ class RunKeeper:
         self._clock = store.clock
         self._run = claim.run
         self._lease = claim.lease
+        self._has_past = claim.has_past
         self._options = options
         self._writer = RunWriter(store, claim)
         self._ctx = RunContext(store, claim, self._writer)
@@ -128,11 +130,31 @@ class RunKeeper:
 
     async def _call(self) -> _Result:
         try:
+            if self._has_past:
+                await self._recall()
             return await call_handler(self._options.handler, self._ctx)
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this run and nothing else
             return _Raised(error)
+
+    async def _recall(self) -> None:
+        """Tell the context what the run did before."""
+        failures = 0
+        while True:
+            try:
+                steps = await self._store.list_steps(self._run.thread_id, self._run.id)
+            except StoreError as error:
+                failures += 1
+                self.log_failure("read failed", error)
+                if failures >= STORE_PATIENCE.max_attempts:
+                    raise
+                await self._clock.sleep(STORE_PATIENCE.delay_after(failures))
+            else:
+                break
+        for damage in steps.damaged:
+            logger.warning("step set aside", exc_info=damage, extra=self._ids)
+        self._writer.past.recall(steps)
 
     def _help(self, work: Coroutine[Any, Any, None]) -> None:
         self._helpers.append(asyncio.create_task(work))
@@ -189,8 +211,7 @@ class RunKeeper:
             return
         status = await self._write_last(self._last_write(result))
         if status is not None:
-            event = "run put back" if status is RunStatus.QUEUED else "run ended"
-            logger.info(event, extra={**self._ids, "status": status})
+            logger.info(_SAID.get(status, "run ended"), extra={**self._ids, "status": status})
 
     def _was_told(self, error: BaseException) -> bool:
         """Whether ``error`` is no more than the answer to a cancellation, or to a lease that is lost."""
@@ -205,8 +226,11 @@ class RunKeeper:
                 return RunWrite(status=RunStatus.CANCELLED, usage=usage)
             case _Cause.EXPIRED:
                 return RunWrite(status=RunStatus.EXPIRED, usage=usage)
-        if self._writer.ending is not None:
-            return attrs.evolve(self._writer.ending, usage=usage)
+        ending = self._writer.ending
+        if ending is not None:
+            # What comes with it is the next step, before which the one that was left open has to end.
+            items = ending.items and self._writer.left_open() + ending.items
+            return attrs.evolve(ending, items=items, usage=usage)
         if self._cause is _Cause.STOPPING:
             return RunWrite(status=RunStatus.QUEUED)
         if isinstance(result, _Raised):
@@ -229,7 +253,8 @@ class RunKeeper:
             case MessageWriter():
                 return result.completing(self._writer.now)
             case str():
-                return self._writer.left_open() + whole_message(self._run, result, self._writer.now)[1]
+                place = self._writer.past.next_place()
+                return self._writer.left_open() + whole_message(self._run, result, self._writer.now, place)[1]
             case None:
                 return self._writer.left_open()
 

@@ -8,26 +8,30 @@ from typing import Self
 
 import attrs
 
-from threadloom.errors import InvalidInputError
+from threadloom.errors import InvalidInputError, MessageNotFoundError
 from threadloom.events import MessageDelta, StepDelta
 from threadloom.ids import new_message_id
 from threadloom.models import (
     FunctionCall,
     IncompleteDetails,
     Message,
+    MessageCreation,
     MessageRole,
     MessageStatus,
     Run,
     RunError,
     RunStep,
     RunStepStatus,
+    RunStepType,
     TextContent,
     ToolCall,
     ToolCalls,
 )
+from threadloom.store import ThreadStore
+from threadloom.worker._past import Place, tool_calls_of
 from threadloom.worker._writer import Items, Part, RunWriter
 
-__all__ = ["MessageWriter", "StepWriter", "check_text", "raised", "whole_message"]
+__all__ = ["MessageWriter", "StepWriter", "check_text", "kept_message", "made_calls", "raised", "whole_message"]
 
 
 def check_text(text: object) -> None:
@@ -42,34 +46,48 @@ def raised(error: BaseException) -> RunError:
 
 
 class MessageWriter(Part):
-    """A message that is streamed: made by ``ctx.message()``, open within its ``async with``."""
+    """A message that is streamed: made by ``ctx.message()``, open within its ``async with``.
+
+    One that an earlier attempt completed at this place of the handler is kept: it is in the thread already, nothing
+    that is written now is added, and ``text`` is what was written then.
+    """
 
     kind = "message"
 
-    def __init__(self, writer: RunWriter) -> None:
+    def __init__(self, store: ThreadStore, writer: RunWriter) -> None:
+        self._store = store
         self._writer = writer
         self._pieces: list[str] = []
         self._was_opened = False
+        place = writer.past.next_place()
+        self._kept = writer.past.kept(place, RunStepType.MESSAGE_CREATION)
         self._message = _new_message(writer.run, writer.now)
-        self._step = _message_step(self._message, writer.run)
+        self._step = _message_step(self._message, writer.run, place)
 
     @property
     def id(self) -> str:
         """The id of the message."""
-        return self._message.id
+        return self._message.id if self._kept is None else _message_id(self._kept)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether an earlier attempt completed it, so that there is nothing to write."""
+        return self._kept is not None
 
     @property
     def text(self) -> str:
-        """What was written so far."""
+        """What was written so far; all of it in one that is kept, once it was entered."""
         return "".join(self._pieces)
 
     async def write(self, text: str) -> None:
-        """Add a piece of text, as one event; an empty one does nothing.
+        """Add a piece of text, as one event; an empty one does nothing, nor does any in a message that is kept.
 
         ``LeaseLostError`` once the run is not this worker's any more.
         """
         check_text(text)
-        if text:
+        if self._kept is not None:
+            self._writer.check()
+        elif text:
             await self._writer.add(self, (MessageDelta(self.id, text),), lambda: self._pieces.append(text))
 
     async def begin(self, text: str) -> bool:
@@ -93,13 +111,16 @@ class MessageWriter(Part):
         because of ``run_failed``, the step ``failed``.
         """
         self.is_left = True
-        if error is None:
+        if error is None and self._kept is None:
             await self._writer.close(self, self.completing)
 
     async def _open(self, *first: str) -> None:
         if self._was_opened:
             raise InvalidInputError("A message is opened once: take another ctx.message() for the next one.")
         self._was_opened = True
+        if self._kept is not None:
+            self._pieces.append((await kept_message(self._store, self._writer, self._kept)).text)
+            return
         deltas = tuple(MessageDelta(self.id, text) for text in first)
         await self._writer.open(self, lambda _: deltas)
         self._pieces.extend(first)
@@ -111,7 +132,9 @@ class MessageWriter(Part):
         return (self._step, self._message)
 
     def completing(self, now: int) -> Items:
-        """Return what ends it, whole."""
+        """Return what ends it, whole; nothing for one that is kept."""
+        if self._kept is not None:
+            return ()
         return (_completed(self._message, self.text, now), _ended(self._step, RunStepStatus.COMPLETED, now))
 
     def failing(self, now: int) -> Items:
@@ -127,7 +150,11 @@ class MessageWriter(Part):
 
 
 class StepWriter(Part):
-    """A step in which the handler calls tools itself: made by ``ctx.step(calls)``, open within its ``async with``."""
+    """A step in which the handler calls tools itself: made by ``ctx.step(calls)``, open within its ``async with``.
+
+    One that an earlier attempt completed at this place of the handler is kept: ``calls`` are those of that attempt,
+    with their outputs, whatever calls were handed in now; nothing is written, and outputs that are set are passed over.
+    """
 
     kind = "step"
 
@@ -135,14 +162,14 @@ class StepWriter(Part):
         self._writer = writer
         self._was_opened = False
         run = writer.run
-        self._step = RunStep.tool_calls(
-            thread_id=run.thread_id, run_id=run.id, calls=calls, assistant_id=run.assistant_id
-        )
-        details = self._step.step_details
-        made = details.tool_calls if isinstance(details, ToolCalls) else ()
-        self._calls = {call.id: call for call in made if isinstance(call, ToolCall)}
-        if len(self._calls) != len(made):
-            raise InvalidInputError("The calls of a step must be FunctionCall or ToolCall, each id once.")
+        made = made_calls(calls)
+        place = writer.past.next_place()
+        self._kept = writer.past.kept(place, RunStepType.TOOL_CALLS)
+        if self._kept is not None:
+            made = tuple(tool_calls_of(self._kept))
+        step = RunStep.tool_calls(thread_id=run.thread_id, run_id=run.id, calls=made, assistant_id=run.assistant_id)
+        self._step = self._kept or attrs.evolve(step, turn=place.turn, position=place.position)
+        self._calls = {call.id: call for call in made}
 
     @property
     def id(self) -> str:
@@ -154,13 +181,20 @@ class StepWriter(Part):
         """The calls, in the order they were handed in, with the outputs they have so far."""
         return tuple(self._calls.values())
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether an earlier attempt completed it, so that there is nothing to do."""
+        return self._kept is not None
+
     def set_output(self, call: ToolCall | str, output: str) -> None:
         """Note the output of a call, named by itself or by its id; it is written when the step ends."""
+        if not isinstance(output, str):
+            raise InvalidInputError(f"The output of a call is a str, not {type(output).__name__}.")
+        if self._kept is not None:
+            return
         id_ = call.id if isinstance(call, ToolCall) else call
         if id_ not in self._calls:
             raise InvalidInputError(f"{id_!r} is no call of this step, which has {', '.join(self._calls) or 'none'}.")
-        if not isinstance(output, str):
-            raise InvalidInputError(f"The output of a call is a str, not {type(output).__name__}.")
         old = self._calls[id_]
         self._calls[id_] = attrs.evolve(old, function=attrs.evolve(old.function, output=output))
 
@@ -169,7 +203,11 @@ class StepWriter(Part):
         if self._was_opened:
             raise InvalidInputError("A step is opened once: take another ctx.step() for the next one.")
         self._was_opened = True
-        await self._writer.open(self)
+        if self._kept is None:
+            await self._writer.open(self)
+        else:
+            self._writer.check()
+            self._writer.past.reach(self._kept)
         return self
 
     async def __aexit__(
@@ -180,6 +218,8 @@ class StepWriter(Part):
         A cancellation, ``ctx.fail`` and ``ctx.incomplete`` leave it to the end of the run to say how it ends.
         """
         self.is_left = True
+        if self._kept is not None:
+            return
         if error is None:
             await self._writer.close(self, self._completing)
         elif isinstance(error, Exception):
@@ -203,10 +243,34 @@ class StepWriter(Part):
         return _ended(step, status, now, error)
 
 
-def whole_message(run: Run, text: str, now: int) -> tuple[Message, Items]:
+def made_calls(calls: Iterable[FunctionCall | ToolCall]) -> tuple[ToolCall, ...]:
+    """Return the calls, with ids for those that have none, or raise ``InvalidInputError``."""
+    made = tuple(ToolCall.new(call) if isinstance(call, FunctionCall) else call for call in calls)
+    if len({call.id for call in made if isinstance(call, ToolCall)}) != len(made):
+        raise InvalidInputError("The calls of a step must be FunctionCall or ToolCall, each id once.")
+    for call in made:
+        if not isinstance(call.function.name, str) or not isinstance(call.function.arguments, str):
+            raise InvalidInputError(f"The name and the arguments of a call are strings, unlike in {call.function!r}.")
+    return made
+
+
+async def kept_message(store: ThreadStore, writer: RunWriter, step: RunStep) -> Message:
+    """Return the message that an earlier attempt wrote by ``step``, to whose place the handler has come."""
+    writer.check()
+    run, id_ = writer.run, _message_id(step)
+    try:
+        message = await store.get_message(run.thread_id, id_)
+    except MessageNotFoundError:
+        # Somebody deleted it, and means it to be gone: it is not written once more.
+        message = _completed(attrs.evolve(_new_message(run, step.created_at), id=id_), "", step.created_at)
+    writer.past.reach(step)
+    return message
+
+
+def whole_message(run: Run, text: str, now: int, place: Place) -> tuple[Message, Items]:
     """Return a message with ``text``, and what announces, streams and ends it together with its step."""
     announced = _new_message(run, now)
-    step = _message_step(announced, run)
+    step = _message_step(announced, run, place)
     delta = (MessageDelta(announced.id, text),) if text else ()
     message = _completed(announced, text, now)
     return message, (step, announced, *delta, message, _ended(step, RunStepStatus.COMPLETED, now))
@@ -225,11 +289,16 @@ def _new_message(run: Run, now: int) -> Message:
     )
 
 
-def _message_step(message: Message, run: Run) -> RunStep:
+def _message_step(message: Message, run: Run, place: Place) -> RunStep:
     step = RunStep.message_creation(
         thread_id=run.thread_id, run_id=run.id, message_id=message.id, assistant_id=run.assistant_id
     )
-    return attrs.evolve(step, created_at=message.created_at)
+    return attrs.evolve(step, created_at=message.created_at, turn=place.turn, position=place.position)
+
+
+def _message_id(step: RunStep) -> str:
+    details = step.step_details
+    return details.message_id if isinstance(details, MessageCreation) else ""
 
 
 def _content(text: str) -> tuple[TextContent, ...]:

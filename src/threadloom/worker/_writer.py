@@ -7,15 +7,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from threadloom.errors import InvalidInputError, LeaseLostError
-from threadloom.events import MessageDelta, StepDelta
-from threadloom.lifecycle import RunWrite
-from threadloom.models import Message, RunStep
+from threadloom.events import Checkpoint
+from threadloom.lifecycle import RunItem, RunWrite
+from threadloom.models import RunStatus, RunStep, RunStepStatus
 from threadloom.store import Claim, ThreadStore
 from threadloom.tasks import carried_out
+from threadloom.worker._past import Past
 
-__all__ = ["Items", "Part", "RunWriter"]
+__all__ = ["Items", "Part", "RunEnding", "RunWriter"]
 
-Items = tuple[RunStep | Message | MessageDelta | StepDelta, ...]
+Items = tuple[RunItem, ...]
+
+
+class RunEnding(BaseException):
+    """Leaves the handler, as it decided by one of its calls; ``except Exception`` does not hold it up."""
 
 
 class Part(ABC):
@@ -38,6 +43,7 @@ class RunWriter:
 
     def __init__(self, store: ThreadStore, claim: Claim) -> None:
         self.run = claim.run
+        self.past = Past(claim.run)
         # What the act that ends the run is going to say of it: the tokens so far, and what the handler decided.
         self.usage = claim.run.usage
         self.ending: RunWrite | None = None
@@ -53,9 +59,19 @@ class RunWriter:
         return self._store.clock.time_ns() // 1_000_000_000
 
     def check(self) -> None:
-        """Raise ``LeaseLostError`` once the handler has ended: tasks that it left behind write nothing more."""
+        """Raise ``LeaseLostError`` once the handler has ended: tasks that it left behind write nothing more.
+
+        A handler that has called for tools, and did not let the exception out, is left again.
+        """
         if self._has_ended:
             raise LeaseLostError(self._lease.run_id, self._lease.worker_id)
+        if self.ending is not None and self.ending.status is RunStatus.REQUIRES_ACTION:
+            raise RunEnding
+
+    def check_room(self) -> None:
+        """Raise ``InvalidInputError`` while a part is open."""
+        if self._part is not None and not self._part.is_left:
+            raise InvalidInputError(f"A {self._part.kind} of the run is still open: end it before the next one.")
 
     async def open(self, part: Part, *items: Callable[[int], Items]) -> None:
         """Announce a part, and write ``items`` into it, in one act."""
@@ -105,6 +121,16 @@ class RunWriter:
 
         await carried_out(act())
 
+    async def keep(self, checkpoint: Checkpoint, then: Callable[[], object]) -> None:
+        """Write a checkpoint, whatever is open; call ``then`` if and when that was done."""
+
+        async def act() -> None:
+            async with self._lock:
+                await self._write((checkpoint,))
+                then()
+
+        await carried_out(act())
+
     async def end(self) -> None:
         """Write nothing more, once an act that is under way is done."""
         self._has_ended = True
@@ -117,11 +143,14 @@ class RunWriter:
 
     async def _write(self, *items: Items) -> None:
         self.check()
-        await self._store.write_run(self._lease, RunWrite(items=tuple(item for some in items for item in some)))
+        all_items = tuple(item for some in items for item in some)
+        await self._store.write_run(self._lease, RunWrite(items=all_items))
+        for item in all_items:
+            if isinstance(item, RunStep) and item.status is RunStepStatus.COMPLETED:
+                self.past.reach(item)
 
     def _room(self) -> Items:
-        if self._part is not None and not self._part.is_left:
-            raise InvalidInputError(f"A {self._part.kind} of the run is still open: end it before the next one.")
+        self.check_room()
         return self.left_open()
 
     def _check_open(self, part: Part) -> None:

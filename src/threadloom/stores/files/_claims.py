@@ -119,7 +119,7 @@ class Claims:
         return lifecycle.force_status(record, known, RunStatus.EXPIRED, None, open_steps=steps, now_ns=self._now())
 
     def _claim(self, run: Run, worker_id: str) -> Claim | None:
-        leases: list[Lease | None] = []
+        leases: list[tuple[Lease | None, bool]] = []
 
         def decide(record: RunRecord, known: RunLog) -> Change | None:
             leases.clear()
@@ -128,7 +128,7 @@ class Claims:
             change = lifecycle.claim(
                 record, known, worker_id=worker_id, token=secrets.token_hex(16), life=self.life, now_ns=self._now()
             )
-            leases.append(change.record.lease)
+            leases.append((change.record.lease, lifecycle.has_past(record, known)))
             return change
 
         try:
@@ -136,11 +136,11 @@ class Claims:
         except OSError:
             # The record may have been exchanged before the rest could not be written: then the claim stands.
             record = self._runs.record(run.thread_id, run.id)
-            if not leases or leases[0] is None or not lifecycle.holds(record, leases[0]):
+            if not leases or leases[0][0] is None or not lifecycle.holds(record, leases[0][0]):
                 raise
             claimed = record.run
-        lease = next(iter(leases), None)
-        return None if lease is None else Claim(claimed, lease)
+        lease, has_past = next(iter(leases), (None, False))
+        return None if lease is None else Claim(claimed, lease, has_past)
 
     def index(self, thread_id: str) -> None:
         """Make the turn of a thread from its runs."""

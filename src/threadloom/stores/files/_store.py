@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -27,6 +27,7 @@ from threadloom.checks import (
     check_run,
     check_step,
     check_thread,
+    check_tool_outputs,
 )
 from threadloom.clock import Clock
 from threadloom.errors import (
@@ -49,6 +50,7 @@ from threadloom.models import (
     RunStepStatus,
     StepDetails,
     Thread,
+    ToolOutput,
 )
 from threadloom.pages import Order, Page, check_page, page_of_ids
 from threadloom.signals import QUEUE, EventsTopic, Listener, QueueTopic, RunTopic, Signals, Topic
@@ -322,6 +324,17 @@ class FileStore(ThreadStore):
             run_id,
             lambda record, known, steps: lifecycle.request_cancel(
                 record, known, open_steps=steps, now_ns=self.clock.time_ns()
+            ),
+        )
+
+    async def submit_tool_outputs(self, thread_id: str, run_id: str, outputs: Iterable[ToolOutput]) -> Run:
+        """Give a run the outputs it waits for, and queue it for its next turn."""
+        given = check_tool_outputs(outputs)
+        return await self._act(
+            thread_id,
+            run_id,
+            lambda record, known, steps: lifecycle.submit_tool_outputs(
+                record, known, given, open_steps=steps, now_ns=self.clock.time_ns()
             ),
         )
 
