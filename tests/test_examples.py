@@ -95,7 +95,7 @@ def played(original: Path, tmp_path: Path) -> Path:
 
 def test_every_example_is_run_here():
     names = {path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("_")}
-    assert names == {"coffee_bar.py", "quickstart.py", "cancel.py", "two_processes.py"}
+    assert names == {"coffee_bar.py", "quickstart.py", "cancel.py", "two_processes.py", "survive_a_crash.py"}
 
 
 def test_the_recording_is_whole():
@@ -128,6 +128,25 @@ def test_one_process_answers_what_another_asks():
     assert [number for _, number, _ in answers] == ["1", "2", "3"]
     assert all(reader != writer for reader, _, writer in answers)
     assert said.endswith("The worker has ended with status 0.\n")
+
+
+def test_a_run_survives_the_death_of_its_worker(tmp_path):
+    errors = tmp_path / "errors"
+    with errors.open("wb") as stderr:
+        said = subprocess.run(
+            [sys.executable, EXAMPLES / "survive_a_crash.py"],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            check=True,
+        ).stdout
+    # Not even what is found out and done before the death is done twice.
+    assert [said.count(word) for word in ("asks for", "books a table", "dies")] == [1, 1, 1]
+    attempts = re.findall(r"process (\d+) begins attempt (\d)", said)
+    assert [number for _, number in attempts] == ["1", "2"]
+    assert attempts[0][0] != attempts[1][0]
+    assert said.endswith("completed: It is 19 °C in Oslo, and your table is booked.\n")
+    assert errors.read_text() == "run reclaimed\n", "the one warning, of a library whose log nobody has set up"
 
 
 def test_the_demo_plays_the_recording_and_says_where_it_lies(twelve, tmp_path):
