@@ -11,11 +11,13 @@ from threadloom import FileStore, FunctionCall, Message, Run, RunContext, RunWor
 
 
 async def look_up(city: str) -> str:
+    """Find something out that costs time or money."""
     print(f"  process {os.getpid()} asks for the weather in {city}")
     return f"19 °C in {city}"
 
 
 async def answer(ctx: RunContext) -> str:
+    """Look up, book, and answer; die before the answer the first time."""
     print(f"  process {os.getpid()} begins attempt {ctx.attempt}")
     weather = await ctx.checkpoint("weather", lambda: look_up("Oslo"))
     async with ctx.step([FunctionCall(name="book_table", arguments="{}")]) as step:
@@ -29,11 +31,13 @@ async def answer(ctx: RunContext) -> str:
 
 
 async def work(root: str) -> None:
+    """Be a worker, in a process of its own."""
     async with FileStore(root) as store, RunWorker(store, answer):
         await asyncio.Event().wait()
 
 
 async def main() -> None:
+    """Ask, start two workers, and wait for the answer."""
     with tempfile.TemporaryDirectory() as root:
         async with FileStore(root) as store:
             thread = await store.create_thread(Thread.new())
