@@ -50,6 +50,7 @@ from threadloom import (
     ToolCall,
     TruncationStrategy,
     Usage,
+    acts,
     codec,
     lifecycle,
 )
@@ -606,7 +607,7 @@ def test_the_words_on_the_page_are_those_there_are():
     assert set(code_in(keys_said(RunStep)["step_type"]["meaning"])) == set(RunStepType)
     assert sorted(plain(row["status"]) for row in tables(LIFECYCLE, "Statuses")[0]) == sorted(RunStatus)
     reasons = set(code_in(keys_said(Message)["incomplete_details"]["meaning"])) - {"reason"}
-    assert reasons == set(lifecycle._REASON.values())
+    assert reasons == set(acts._REASON.values())
 
 
 def test_the_examples_of_records_are_whole_and_can_be_read():

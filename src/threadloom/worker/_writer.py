@@ -6,9 +6,9 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from threadloom.acts import RunItem, RunWrite
 from threadloom.errors import InvalidInputError, LeaseLostError
 from threadloom.events import Checkpoint
-from threadloom.lifecycle import RunItem, RunWrite
 from threadloom.models import RunStatus, RunStep, RunStepStatus
 from threadloom.store import Claim, ThreadStore
 from threadloom.tasks import carried_out
