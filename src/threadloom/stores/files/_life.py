@@ -28,6 +28,8 @@ from threadloom.ids import is_id
 __all__ = ["Life", "Peer", "Peers"]
 
 _COUNTER_DIGITS: Final = 20
+# Not for writing where that can be had: whoever watches the directory would take the end of each look for a death.
+_LOOK: Final = os.O_RDONLY if sys.platform == "linux" else os.O_RDWR
 _FLOCK: Final = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
 _OURS: dict[tuple[int, int], int] = {}
 """The process that holds the lock of each file that was locked here; a forked child finds its parent's id."""
@@ -131,7 +133,7 @@ class Peers:
             if _is_ours(os.stat(path)):
                 # Whether it is hung is for others to say: who looks is not.
                 return Peer(os.getpid(), secrets.token_bytes(8), is_ours=True)
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(path, _LOOK | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:

@@ -12,7 +12,6 @@ from typing import Final
 
 from attrs import frozen
 
-from threadloom.errors import StoreError
 from threadloom.models import Run
 from threadloom.stores.files._claims import Claims
 from threadloom.stores.files._layout import Layout
@@ -92,7 +91,7 @@ class Recovery:
                 self._heard.clear()
                 try:
                     turn = await self._writer.run(self._round, loop.time())
-                except (StoreError, OSError) as error:
+                except Exception as error:
                     _logger.warning("recovery failed", exc_info=error)
                     turn = _Round((), frozenset(self._watched), is_soon=True)
                 for run in turn.runs:
@@ -156,5 +155,6 @@ class Recovery:
             if is_complete:
                 for life in gone:
                     self._peers.bury(life)
-                self._searched = self._peers.gone()
+                # Of those only: one that died in the meantime has not been searched for.
+                self._searched = gone & self._peers.gone()
         return _Round(runs, frozenset(self._peers.process_ids), is_soon=not is_complete)
