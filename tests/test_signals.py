@@ -24,7 +24,8 @@ async def test_a_bell_that_was_rung_before_the_wait_is_not_missed():
     signals = Signals()
     with signals.listening(RUN) as listener:
         signals.ring(RUN)
-        await asyncio.wait_for(listener.wait(), 5)
+        async with asyncio.timeout(5):
+            await listener.wait()
 
 
 async def test_a_bell_wakes_all_who_wait_for_its_topic():
@@ -33,7 +34,8 @@ async def test_a_bell_wakes_all_who_wait_for_its_topic():
         waiting = [asyncio.create_task(listener.wait()) for listener in (one, other)]
         await asyncio.sleep(0)
         signals.ring(RunTopic("thread_1", "run_1"))
-        await asyncio.wait_for(asyncio.gather(*waiting), 5)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*waiting)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,8 @@ async def test_who_has_left_is_forgotten():
 
 async def test_a_slow_look_comes_without_a_bell():
     with Signals().listening(RUN, slow_look=timedelta(milliseconds=1)) as listener:
-        await asyncio.wait_for(listener.wait(), 5)
+        async with asyncio.timeout(5):
+            await listener.wait()
 
 
 async def test_a_wait_that_is_cancelled_loses_no_bell():
