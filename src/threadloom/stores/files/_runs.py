@@ -371,7 +371,8 @@ class Runs:
         position = start
         for offset, line in log.lines(file, start, stop):
             position = offset + len(line) + 1
-            record = log.parsed(file.path, (offset, line))
+            # Before a NUL stood pieces of a streamed text, which a power cut may take, and leave a hole in the log.
+            record = log.parsed(file.path, (offset, line.rpartition(b"\0")[2]))
             if record is None:
                 continue
             try:
