@@ -147,7 +147,7 @@ class Journal:
         file.open_acts[act.number] = act
         self._noted.append(act)
         self._wants_sync = self._wants_sync or sync
-        writes = [told for write in act.writes if (told := to_json(write, self._root)) is not None]
+        writes = [to_json(write, self._root) for write in act.writes]
         entry = {"act": act.number, "at": time.monotonic_ns(), "thread": act.thread_id, "writes": writes}
         self._lines.append(_dumped(entry))
 
