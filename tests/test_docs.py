@@ -302,7 +302,7 @@ def ways(old, new):
                 continue
             if changed is not None and changed.record.run.status is new:
                 found.add(letter)
-    if lifecycle.is_due(run, now_ns=1):
+    if lifecycle.is_due(RunRecord(run), now_ns=1):
         claimed = lifecycle.claim(RunRecord(run), RunLog(), worker_id="worker", token="t", now_ns=1)  # noqa: S106
         found |= {"W"} if claimed.record.run.status is new else set()
     return found

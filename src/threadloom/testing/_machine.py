@@ -247,10 +247,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     # The queue
 
-    @rule(target=leases)
-    def claim_run(self) -> Any:
+    @rule(target=leases, adopt=st.booleans())
+    def claim_run(self, *, adopt: bool) -> Any:
         """Claim a run, if there is one."""
-        mine, other = self._do(lambda store: store.try_claim_run("worker_1"))
+        mine, other = self._do(lambda store: store.try_claim_run("worker_1", adopt=adopt))
         if not isinstance(mine, Claim) or not isinstance(other, Claim):
             return multiple()
         self._leases.append((mine.lease, other.lease))

@@ -34,6 +34,7 @@ class Taking:
     """One attempt to take a run, and the claim that came of it: it stands whether or not anybody hears of it."""
 
     worker_id: str
+    adopt: bool = False
     claim: Claim | None = None
     is_over: asyncio.Event = field(factory=asyncio.Event)
 
@@ -68,6 +69,8 @@ class Claims:
         self.candidates = Candidates(runs.turns)
         # When to look again at a thread in which nothing changes by itself until then.
         self._delayed: dict[str, int] = {}
+        # Threads in which there was nothing but for those who adopt.
+        self._by_hand: set[str] = set()
 
     def take(self, taking: Taking) -> Taken:
         """Take the oldest run that is due, which is noted in ``taking`` too, or say when there is one next."""
@@ -76,12 +79,14 @@ class Claims:
             if due_ns <= now_ns:
                 del self._delayed[delayed_id]
                 self.candidates.look_at(delayed_id)
+        while taking.adopt and self._by_hand:
+            self.candidates.look_at(self._by_hand.pop())
         settled: list[Run] = []
         locked: list[str] = []
         claim: Claim | None = None
         while claim is None and (thread_id := self.candidates.first()) is not None:
             try:
-                claim = taking.claim = self._take_from(thread_id, taking.worker_id, now_ns, settled)
+                claim = taking.claim = self._take_from(thread_id, taking, now_ns, settled)
             except LockedElsewhereError:
                 locked.append(thread_id)
             except ThreadNotFoundError:
@@ -96,18 +101,20 @@ class Claims:
         next_due = None if waits is None else timedelta(microseconds=microseconds)
         return Taken(claim, next_due, tuple(settled), bool(locked))
 
-    def _take_from(self, thread_id: str, worker_id: str, now_ns: int, settled: list[Run]) -> Claim | None:
+    def _take_from(self, thread_id: str, taking: Taking, now_ns: int, settled: list[Run]) -> Claim | None:
         with self._threads.locked(thread_id):
             records = list(self._runs.active_records(thread_id, self._runs.turns.read(thread_id)))
             for record in [record for record in records if lifecycle.is_overdue(record, now_ns)]:
                 settled.append(self._runs.act_locked(thread_id, record.run.id, self._expiring))
                 records.remove(record)
-            run = lifecycle.next_in_turn(record.run for record in records)
-            if run is not None and lifecycle.is_due(run, now_ns):
-                return self._claim(run, worker_id)
+            first = lifecycle.next_in_turn(records, adopt=taking.adopt)
+            if first is not None and lifecycle.is_due(first, now_ns, adopt=taking.adopt):
+                return self._claim(first.run, taking)
             moments = [record.run.expires_at for record in records if record.run.expires_at is not None]
-            if run is not None and run.retry_at is not None:
-                moments.append(run.retry_at)
+            if first is not None and first.run.retry_at is not None:
+                moments.append(first.run.retry_at)
+            if any(lifecycle.is_by_hand(record) for record in records):
+                self._by_hand.add(thread_id)
             if moments:
                 self._delayed[thread_id] = min(moments) * _SECOND_NS
         return None
@@ -118,15 +125,23 @@ class Claims:
         steps = self._runs.open_steps(record.run.thread_id, record.run.id)
         return lifecycle.force_status(record, known, RunStatus.EXPIRED, None, open_steps=steps, now_ns=self._now())
 
-    def _claim(self, run: Run, worker_id: str) -> Claim | None:
+    def _claim(self, run: Run, taking: Taking) -> Claim | None:
         leases: list[tuple[Lease | None, bool]] = []
 
         def decide(record: RunRecord, known: RunLog) -> Change | None:
             leases.clear()
-            if not lifecycle.is_due(record.run, self._now()):
+            if not lifecycle.is_due(record, self._now(), adopt=taking.adopt):
                 return None
+            # A hand may have left steps that the events know nothing of.
+            is_by_hand = lifecycle.is_by_hand(record)
             change = lifecycle.claim(
-                record, known, worker_id=worker_id, token=secrets.token_hex(16), life=self.life, now_ns=self._now()
+                record,
+                known,
+                worker_id=taking.worker_id,
+                token=secrets.token_hex(16),
+                life=self.life,
+                open_steps=self._runs.open_steps(run.thread_id, run.id) if is_by_hand else (),
+                now_ns=self._now(),
             )
             leases.append((change.record.lease, lifecycle.has_past(record, known)))
             return change

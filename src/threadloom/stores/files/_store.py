@@ -393,15 +393,15 @@ class FileStore(ThreadStore):
 
     # Queue
 
-    async def _take(self, worker_id: str) -> tuple[Claim | None, timedelta | None]:
+    async def _take(self, worker_id: str, *, adopt: bool) -> tuple[Claim | None, timedelta | None]:
         check_id(worker_id)
         parts = self._parts
-        taken = await self._try_to_take(worker_id)
+        taken = await self._try_to_take(worker_id, adopt=adopt)
         parts.recovery.start()
         if taken.claim is None and parts.indexing is not None and not parts.indexing.done():
             # The index is being made from the runs: there is nothing to take only when it says so in the end.
             await asyncio.wait([parts.indexing])
-            taken = await self._try_to_take(worker_id)
+            taken = await self._try_to_take(worker_id, adopt=adopt)
         for run in taken.settled:
             self._ring_run(run.thread_id, run.id)
         if taken.met_a_lock and taken.claim is None:
@@ -412,11 +412,11 @@ class FileStore(ThreadStore):
             self._lock_pause = _FIRST_LOCK_RETRY_SECONDS
         return taken.claim, taken.next_due
 
-    async def _try_to_take(self, worker_id: str) -> Taken:
+    async def _try_to_take(self, worker_id: str, *, adopt: bool) -> Taken:
         parts = self._parts
         if parts.is_time_to_look():
             parts.claims.candidates.must_look_at_all = True
-        taking = Taking(worker_id)
+        taking = Taking(worker_id, adopt)
         parts.takings.add(taking)
         try:
             return await self._reporting("take a run", parts.writer.run(parts.take, taking))
