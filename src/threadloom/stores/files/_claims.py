@@ -157,11 +157,6 @@ class Claims:
         lease, has_past = next(iter(leases), (None, False))
         return None if lease is None else Claim(claimed, lease, has_past)
 
-    def index(self, thread_id: str) -> None:
-        """Make the turn of a thread from its runs."""
-        with self._threads.locked(thread_id):
-            self._runs.turns.rebuild(thread_id)
-
     # Workers that are gone
 
     def reclaim(self, is_gone: Callable[[str], bool]) -> Reclaimed:

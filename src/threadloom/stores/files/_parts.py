@@ -22,6 +22,7 @@ from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._recovery import Recovery
 from threadloom.stores.files._runs import Runs
+from threadloom.stores.files._sweep import Sweep
 from threadloom.stores.files._threads import Threads
 from threadloom.stores.files._watch import Watch
 from threadloom.stores.files._writer import Hop
@@ -80,10 +81,10 @@ class Parts:
             lease=options.lease_duration,
             ring=ring,
         )
+        self.sweep = Sweep(layout, self.disk, self.threads, self.runs, reader=self.reader, writer=self.writer)
         self.is_queue_watched = False
         self._next_look = 0.0
         self.takings: set[Taking] = set()
-        self.indexing: asyncio.Task[None] | None = None
 
     def prepare(self) -> bool:
         """Make the store's own directories; return whether its index can be trusted."""
@@ -125,9 +126,7 @@ class Parts:
     async def close(self) -> None:
         """End what is pending, in the order in which one part needs the other."""
         self._stack.close()
-        if self.indexing is not None:
-            self.indexing.cancel()
-            await asyncio.wait([self.indexing])
+        await self.sweep.close()
         await self.recovery.close()
         await self.watch.close()
         for taking in tuple(self.takings):  # one that is being cancelled may have a run to put back
