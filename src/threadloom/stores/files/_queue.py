@@ -65,9 +65,8 @@ class TurnBook:
     def _load(self, thread_id: str) -> tuple[Turn | None, str]:
         try:
             record = orjson.loads(self._disk.read(self._layout.turn(thread_id)))
-            return Turn(record["sequence"], [(sequence, run_id) for sequence, run_id in record["active"]]), record[
-                "boot"
-            ]
+            active = [(sequence, run_id) for sequence, run_id in record["active"]]
+            return Turn(record["sequence"], active), record["boot"]
         except (OSError, KeyError, TypeError, ValueError):
             return None, ""
 

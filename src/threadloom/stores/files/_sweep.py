@@ -33,7 +33,7 @@ __all__ = ["Found", "Mark", "Slice", "Sweep", "Walk"]
 _logger = logging.getLogger("threadloom")
 
 _SLICE_SECONDS: Final = 0.003
-_BUDGET: Final = 0.0005  # of one processor
+_BUDGET: Final = 0.0003  # of one processor: an idle worker needs about as much again for all else
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 15.0
 _SLACK_NS: Final = 2_000_000_000  # by which the system's note of a change may lag behind
@@ -217,10 +217,10 @@ class Sweep:
             self.is_indexing = False
         self._ring(None)
         await self._is_wanted.wait()
-        await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+        await self._rest(_FIRST_PAUSE_SECONDS)
         while True:
             await self._walk(await self._reader.run(self._last_mark), budget=_BUDGET)
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await self._rest(_PAUSE_SECONDS)
 
     async def _walk(self, last: Mark | None, *, budget: float | None) -> None:
         walk = Walk(self._layout, self._disk, self._runs, last)
@@ -232,7 +232,7 @@ class Sweep:
                 entered = await asyncio.gather(*(self._enter(found) for found in part.found))
                 is_whole = is_whole and all(entered)
                 if budget is not None:
-                    await asyncio.sleep(part.seconds / budget)
+                    await self._rest(part.seconds / budget)
                 if part.is_last:
                     break
             if is_whole:
@@ -241,6 +241,9 @@ class Sweep:
             _logger.warning("sweep failed", exc_info=error)
         finally:
             await self._reader.run(walk.close)
+
+    async def _rest(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     async def _enter(self, found: Found) -> bool:
         """Correct the turn of a thread; return whether there is nothing left to correct."""
