@@ -88,7 +88,6 @@ class _ThreadState:
     meta: bytes
     messages: list[_Entry] = field(factory=list)
     runs: dict[str, _RunState] = field(factory=dict)
-    last_sequence: int = 0
 
 
 class MemoryStore(ThreadStore):
@@ -101,6 +100,7 @@ class MemoryStore(ThreadStore):
     def __init__(self, *, clock: Clock | None = None) -> None:
         super().__init__(clock=clock)
         self._threads: dict[str, _ThreadState] = {}
+        self._last_sequence = 0
         self._signals = Signals()
         self._is_open = False
 
@@ -246,12 +246,12 @@ class MemoryStore(ThreadStore):
         active = self._active_run(state)
         if on_busy == "reject" and active is not None and not run.status.is_terminal:
             raise ActiveRunError(thread_id, active.id)
-        sequence = max(self._now() // 1_000, state.last_sequence + 1)
+        sequence = max(self._now() // 1_000, self._last_sequence + 1)
         change = lifecycle.create(run, sequence=sequence, messages_before=len(state.messages), now_ns=self._now())
         made = _RunState(_encoded(change.record))
         written = self._commit(state, made, change)
         state.runs[run.id] = made
-        state.last_sequence = sequence
+        self._last_sequence = sequence
         return written
 
     async def get_run(self, thread_id: str, run_id: str) -> Run:

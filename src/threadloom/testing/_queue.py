@@ -18,6 +18,7 @@ from threadloom.models import (
     RunError,
     RunStatus,
     RunStepStatus,
+    Thread,
 )
 from threadloom.store import Claim, ThreadStore
 from threadloom.testing._clock import ManualClock
@@ -98,6 +99,25 @@ class QueueConformance(Stage):
                 assert await claimed(store) is None
             await finish(store, run)
         assert await claimed(store) is None
+
+    async def test_g4_runs_of_many_threads_are_claimed_in_the_order_they_were_created_whatever_the_clock_does(
+        self, store: ThreadStore, clock: ManualClock
+    ) -> None:
+        threads = [
+            await store.create_thread(attrs.evolve(Thread.new(), id=thread_id))
+            for thread_id in ("thread_b", "thread_c", "thread_a")
+        ]
+        runs = []
+        for n in range(9):
+            runs.append(await new_run(store, threads[n // 2 % 3].id))
+            if n % 3 == 2:  # it stands still in between
+                clock.step_wall_clock(timedelta(hours=-1))
+        taken = []
+        async with self.fresh(store) as again:
+            while (claim := await again.try_claim_run("worker_1")) is not None:
+                taken.append(claim.run.id)
+                await again.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
+        assert taken == [run.id for run in runs]
 
     @pytest.mark.parametrize("status", [RunStatus.IN_PROGRESS, RunStatus.REQUIRES_ACTION, RunStatus.CANCELLING])
     async def test_a_run_that_is_not_settled_keeps_its_threads_turn(

@@ -84,9 +84,10 @@ class Claims:
         settled: list[Run] = []
         locked: list[str] = []
         claim: Claim | None = None
-        while claim is None and (thread_id := self.candidates.first()) is not None:
+        while claim is None and (first := self.candidates.first()) is not None:
+            thread_id, place = first
             try:
-                claim = taking.claim = self._take_from(thread_id, taking, now_ns, settled)
+                claim = taking.claim = self._take_from(thread_id, place, taking, now_ns, settled)
             except LockedElsewhereError:
                 locked.append(thread_id)
             except ThreadNotFoundError:
@@ -101,12 +102,20 @@ class Claims:
         next_due = None if waits is None else timedelta(microseconds=microseconds)
         return Taken(claim, next_due, tuple(settled), bool(locked))
 
-    def _take_from(self, thread_id: str, taking: Taking, now_ns: int, settled: list[Run]) -> Claim | None:
+    def _take_from(self, thread_id: str, place: int, taking: Taking, now_ns: int, settled: list[Run]) -> Claim | None:
         with self._threads.locked(thread_id):
-            records = list(self._runs.active_records(thread_id, self._runs.turns.read(thread_id)))
-            for record in [record for record in records if lifecycle.is_overdue(record, now_ns)]:
+            turn = self._runs.turns.read(thread_id)
+            records = list(self._runs.active_records(thread_id, turn))
+            overdue = [record for record in records if lifecycle.is_overdue(record, now_ns)]
+            for record in overdue:
                 settled.append(self._runs.act_locked(thread_id, record.run.id, self._expiring))
                 records.remove(record)
+            if overdue:
+                turn = self._runs.turns.read(thread_id)
+            if turn.active and turn.active[0][0] > place:
+                # The run by which it was chosen has ended: by the next one, it may be another thread's turn.
+                self.candidates.look_at(thread_id)
+                return None
             first = lifecycle.next_in_turn(records, adopt=taking.adopt)
             if first is not None and lifecycle.is_due(first, now_ns, adopt=taking.adopt):
                 return self._claim(first.run, taking)

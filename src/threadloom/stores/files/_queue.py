@@ -141,8 +141,11 @@ class Candidates:
         """Note that something may have changed in a thread."""
         self._to_look_at[thread_id] = None
 
-    def first(self) -> str | None:
-        """Return the thread to try first, and take it from the candidates; none where there is none."""
+    def first(self) -> tuple[str, int] | None:
+        """Return the thread to try first, and the place that it has by its first run; none where there is none.
+
+        It is taken from the candidates.
+        """
         if self.must_look_at_all:
             self.must_look_at_all = False
             self._to_look_at.update((name, None) for name in self._book.announced() if name not in self._heads)
@@ -152,7 +155,7 @@ class Candidates:
             sequence, thread_id = heapq.heappop(self._heap)
             if self._heads.get(thread_id) == sequence:
                 del self._heads[thread_id]
-                return thread_id
+                return thread_id, sequence
         return None
 
     def _refresh(self, thread_id: str) -> None:
