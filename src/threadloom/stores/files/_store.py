@@ -510,8 +510,8 @@ class FileStore(ThreadStore):
         self._ring_queue(thread_id)
 
     def _ring_queue(self, thread_id: str | None) -> None:
-        if thread_id is not None:
-            self._parts.claims.candidates.look_at(thread_id)
+        if thread_id is not None and self._opened is not None:  # what was under way when it was closed rings, too
+            self._opened.claims.candidates.look_at(thread_id)
         self._signals.ring(QUEUE)
 
     # Hops

@@ -215,7 +215,7 @@ class Sweep:
                 await self._walk(None, budget=None)
         finally:
             self.is_indexing = False
-        self._ring(None)
+            self._ring(None)
         await self._is_wanted.wait()
         await self._rest(_FIRST_PAUSE_SECONDS)
         while True:
@@ -237,7 +237,8 @@ class Sweep:
                     break
             if is_whole:
                 await self._writer.run(self._finish, walk.mark)
-        except (StoreError, OSError) as error:
+        except Exception as error:
+            # The next one begins where this one did.
             _logger.warning("sweep failed", exc_info=error)
         finally:
             await self._reader.run(walk.close)
