@@ -65,6 +65,7 @@ __all__ = [
     "next_in_turn",
     "reclaim",
     "request_cancel",
+    "restate",
     "settle",
     "submit_tool_outputs",
     "update_status",
@@ -273,6 +274,18 @@ def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = ()
     if log.has_ended and not act.log.open_steps and act.log.open_message is None:
         return None
     return act.come_to(record.run, lease=None)
+
+
+def restate(record: RunRecord, log: RunLog, *, past: int, now_ns: int) -> Change:
+    """Return the change that says again where the run is, for events that were lost: past every number given so far.
+
+    ``past`` is the highest number that is known from elsewhere.
+    """
+    act = Act(record, log, now_ns)
+    act.log.number = max(log.number, past)
+    act.begin_claim()
+    act.emit(EventType.of_run(record.run.status), record.run)
+    return act.change(record.run, record.lease)
 
 
 def reclaim(

@@ -124,7 +124,7 @@ class Disk:
         self._temporary = temporary
         self._power = power
         self._names = itertools.count()
-        self._prefix = secrets.token_hex(8)
+        self.prefix = secrets.token_hex(8)  # of all temporary files that are made here
         self._unsynced: dict[Path, None] = {}
 
     # Reading
@@ -268,11 +268,28 @@ class Disk:
         """Give a file or directory a name that is not taken."""
         _rename_to_new(source, target)
         self._changed(source.parent)
+        self._changed(target.parent)
+
+    def write_over(self, path: Path, offset: int, data: bytes) -> None:
+        """Replace what stands in a log by as many bytes: all that lies behind it keeps its place."""
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, data, offset)
+        finally:
+            os.close(fd)
+        self._changed(path)
 
     def remove(self, path: Path) -> None:
         """Remove a file, unless it is gone."""
         with suppress(FileNotFoundError):
             os.unlink(path)
+
+    def remove_temporary(self, path: Path) -> None:
+        """Remove a file or directory that was being written, unless it is gone."""
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            self.remove(path)
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory and all that is in it."""
@@ -290,7 +307,7 @@ class Disk:
             self._unsynced[path] = None
 
     def _name(self) -> str:
-        return f"{self._prefix}-{next(self._names)}"
+        return f"{self.prefix}-{next(self._names)}"
 
     def _write_temporary(self, data: bytes) -> Path:
         path = self._temporary / self._name()

@@ -18,6 +18,7 @@ class Layout:
         self.queue = self.own / "queue"
         self.turns = self.own / "turns"
         self.lives = self.own / "lives"
+        self.journals = self.own / "journals"
         self.temporary = self.own / "tmp"
         self.trash = self.own / "trash"
         self.damaged = self.own / "damaged"

@@ -27,12 +27,13 @@ from threadloom.stores.files._watch import Watch
 from threadloom.stores.files._writer import Hop
 from threadloom.tasks import until_done
 
-__all__ = ["SLOW_LOOK", "Options", "Parts"]
+__all__ = ["FORMAT", "SLOW_LOOK", "Options", "Parts"]
 
 SLOW_LOOK: Final = timedelta(seconds=15)
 """How often to look at all there is, whatever was heard, as a safety net."""
 
-_FORMAT = b"1\n"
+FORMAT: Final = b"1\n"
+"""What the file says that names the format."""
 
 
 def _boot_id() -> bytes | None:
@@ -92,9 +93,9 @@ class Parts:
         try:
             found = self.disk.read(self._layout.format)
         except FileNotFoundError:
-            self.disk.make_file(self._layout.format, _FORMAT)
+            self.disk.make_file(self._layout.format, FORMAT)
             return False
-        if found != _FORMAT:
+        if found != FORMAT:
             raise SerializationError(self._layout.format, f"it names format {found[:20]!r}, and this is format 1")
         try:
             return _BOOT is not None and self.disk.read(self._layout.boot) == _BOOT

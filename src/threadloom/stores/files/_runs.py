@@ -222,7 +222,8 @@ class Runs:
             run_ids = self._run_ids(thread_id)
             self._disk.move(self._layout.thread(thread_id), trash)
             self.turns.forget(thread_id)
-        self._disk.remove_tree(trash)
+            # The lock goes with the directory, and says that somebody is at it.
+            self._disk.remove_tree(trash)
         return run_ids
 
     def sight_of(self, thread_id: str, run_id: str) -> Sight:

@@ -53,8 +53,10 @@ from threadloom.models import (
     ToolOutput,
 )
 from threadloom.pages import Order, Page, check_page, page_of_ids
+from threadloom.report import CheckReport
 from threadloom.signals import QUEUE, EventsTopic, Listener, QueueTopic, RunTopic, Signals, Topic
 from threadloom.store import Claim, ThreadStore
+from threadloom.stores.files._check import Check
 from threadloom.stores.files._claims import Taken, Taking
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import check_locks_exist
@@ -511,6 +513,24 @@ class FileStore(ThreadStore):
     def _ring_queue(self, thread_id: str) -> None:
         self._parts.claims.candidates.look_at(thread_id)
         self._signals.ring(QUEUE)
+
+    # Upkeep
+
+    async def check(self, *, fix: bool = False, progress: Callable[[int, int], object] | None = None) -> CheckReport:
+        """Read everything, and say what is wrong.
+
+        What is damaged is moved to ``.threadloom/damaged`` by a fix, and never deleted (``docs/format.md``).
+        """
+        parts = self._parts
+        if parts.indexing is not None:
+            await asyncio.wait([parts.indexing])  # the index is being made anew
+        check = Check(self._layout, parts, max_attempts=self._options.max_attempts, now_ns=self.clock.time_ns, fix=fix)
+        try:
+            return await self._reporting("check the store", check.run(progress))
+        finally:
+            for thread_id, run_ids in check.changed:
+                for run_id in run_ids:
+                    self._ring_run(thread_id, run_id)
 
     # Hops
 
