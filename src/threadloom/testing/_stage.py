@@ -126,7 +126,7 @@ class Stage:
 
 
 async def check_is_clean(store: ThreadStore) -> None:
-    """Require that nothing is wrong with a store, whatever was done to it; it may hold leases of one that was closed."""
+    """Require that nothing is wrong with a store, but for leases of one that was closed on the same data."""
     report = await store.check()
     assert [problem for problem in report.problems if problem.kind is not ProblemKind.DEAD_LEASE] == []
 
