@@ -156,8 +156,29 @@ async def test_events_that_were_lost_go_on_past_every_number_that_was_given(stor
     lost_events(store.root)
     await store.check(fix=True)
     events = [event async for event in store.events(THREAD, "run_done")]
-    assert [event.type for event in events] == ["thread.run.completed"]
+    assert [event.type for event in events] == ["thread.run.step.completed"] * 2 + ["thread.run.completed"]
     assert events[0].number > step.sequence
+
+
+async def test_steps_and_messages_that_are_whole_are_told_of_again_and_not_written_again(store):
+    def records():
+        return {path: data for path, data in files_in(store.root).items() if path != EVENTS}
+
+    before = records()
+    events = lines_of(store.root / EVENTS)
+    for length in range(len(events)):
+        (store.root / EVENTS).write_bytes(b"".join(events[:length]))
+        await store.check(fix=True)
+        assert records() == before
+        assert (await store.check()).problems == ()
+
+
+async def test_an_event_that_names_no_id_makes_no_file(store):
+    line = lines_of(store.root / EVENTS)[3].replace(b'"step_a"', b'"../../x"')
+    append(store.root / EVENTS, line.replace(b'"number":1', b'"number":9'))
+    report = await store.check(fix=True)
+    assert found(report) == [("damaged_line", EVENTS)]
+    assert not (store.root / THREAD / "runs" / "x.json").exists()
 
 
 async def test_a_format_that_is_not_known_is_left_to_be_looked_at(store):

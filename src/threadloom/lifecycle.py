@@ -276,14 +276,17 @@ def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = ()
     return act.come_to(record.run, lease=None)
 
 
-def restate(record: RunRecord, log: RunLog, *, past: int, now_ns: int) -> Change:
-    """Return the change that says again where the run is, for events that were lost: past every number given so far.
+def restate(record: RunRecord, log: RunLog, items: Iterable[RunStep | Message], *, past: int, now_ns: int) -> Change:
+    """Return the change that tells again of a run whose events were lost: what became of ``items``, and where it is.
 
-    ``past`` is the highest number that is known from elsewhere.
+    The events go on past every number that was given; ``past`` is the highest that is known from elsewhere.
     """
     act = Act(record, log, now_ns)
     act.log.number = max(log.number, past)
     act.begin_claim()
+    for item in items:
+        kind = EventType.of_step(item.status) if isinstance(item, RunStep) else EventType.of_message(item.status)
+        act.emit(kind, item)
     act.emit(EventType.of_run(record.run.status), record.run)
     return act.change(record.run, record.lease)
 

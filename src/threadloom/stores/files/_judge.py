@@ -29,6 +29,8 @@ _MOST_DIFFERENT: Final = 0.1  # of the bytes of a line that is still taken for t
 class _Lines:
     """What was read of a thread's messages."""
 
+    wanted: set[str | None]
+    found: dict[str, Message] = field(factory=dict)
     ids: set[str] = field(factory=set)
     offsets: set[int] = field(factory=set)
     damaged: list[Span] = field(factory=list)
@@ -56,17 +58,25 @@ class ThreadJudge:
         meta = self._layout.meta(thread_id)
         thread = self._reader.record(meta, Thread, lambda thread: thread.id == thread_id)
         runs: list[Run] = []
+        unended: list[RunJudge] = []
         told: dict[str, tuple[Run, Message]] = {}
         for run_id in self._reader.ids(self._layout.runs(thread_id)):
             judge = RunJudge(self._tools, thread_id, run_id)
             yield from judge.look()
             yield
-            self.found.extend(judge.found)
+            if judge.open_message_id is None:
+                judge.judge_end()
+                self.found.extend(judge.found)
+            else:
+                unended.append(judge)
             if judge.run is not None:
                 runs.append(judge.run)
                 told.update((id_, (judge.run, message)) for id_, message in judge.messages.items())
-        lines = _Lines()
+        lines = _Lines(wanted={judge.open_message_id for judge in unended})
         yield from self._judge_messages(told, lines)
+        for judge in unended:
+            judge.judge_end(lines.found.get(judge.open_message_id or ""))
+            self.found.extend(judge.found)
         yield from self._judge_edits(lines, lines.ids | told.keys())
         if thread is None:
             self._judge_without_record([run.created_at for run in runs], lines)
@@ -103,6 +113,8 @@ class ThreadJudge:
                 self._reader.add_line(ProblemKind.MISPLACED, span, "this message is of another thread")
             else:
                 lines.ids.add(message.id)
+                if message.id in lines.wanted:
+                    lines.found[message.id] = message
                 lines.oldest = min(lines.oldest or message.created_at, message.created_at)
         for id_, (run, message) in told.items():
             if id_ not in lines.ids and not self._is_found_again(message, lines):

@@ -9,7 +9,8 @@ from typing import Any
 from attrs import define, field
 
 from threadloom import codec, lifecycle
-from threadloom.events import RunEvent, RunLog
+from threadloom.errors import SerializationError
+from threadloom.events import Checkpoint, RunEvent, RunLog
 from threadloom.evidence import Evidence
 from threadloom.ids import is_id
 from threadloom.lifecycle import RunRecord
@@ -47,6 +48,9 @@ class RunJudge:
         self._steps = tools.layout.steps(thread_id, run_id)
         self._events = tools.layout.events(thread_id, run_id)
         self._reader = Reader(tools)
+        self._record: RunRecord | None = None
+        self._steps_seen: list[RunStep] = []
+        self._events_seen = _Events()
         self.run: Run | None = None
         self.messages: dict[str, Message] = {}
         """What the thread must have, by what the run's events say."""
@@ -56,6 +60,12 @@ class RunJudge:
         """What is wrong."""
         return self._reader.found
 
+    @property
+    def open_message_id(self) -> str | None:
+        """The message that is still open by what the events say: then ``judge_end`` must be told of it."""
+        message = self._events_seen.log.open_message
+        return None if message is None else message.id
+
     def look(self) -> Pause:
         """Read all of the run, and judge it."""
         record = self._reader.record(self._status, RunRecord, lambda record: self._is_this(record.run))
@@ -64,10 +74,10 @@ class RunJudge:
         if record is None:
             self._judge_without_record(events)
             return
+        self._record, self._steps_seen, self._events_seen = record, steps, events
         self.run = record.run
         self.messages = events.evidence.messages
         self._judge_steps(steps, events)
-        self._judge_end(record, steps, events)
         if record.lease is not None and lifecycle.is_leased(record) and self._is_gone(record.lease.life):
             wrong = f"the worker {record.lease.worker_id!r} that has the run is gone"
             mend = self._mender.reclaimed(record.run, self._is_gone)
@@ -96,9 +106,7 @@ class RunJudge:
         events = _Events()
         is_own = False
         misplaced: list[Span] = []
-        for span, event in self._reader.lines(
-            path, lambda record, offset: codec.from_record(record, RunEvent, path, offset=offset)
-        ):
+        for span, event in self._reader.lines(path, self._event):
             yield from self._reader.pause()
             if event is None or not self._is_of_this(event.data):
                 events.evidence.miss()
@@ -119,6 +127,12 @@ class RunJudge:
             wrong = "the number of this event does not rise"
             self._reader.add_line(ProblemKind.UNORDERED_EVENTS, span, wrong, Stage.LOGS)
         return events
+
+    def _event(self, record: dict[str, Any], offset: int) -> RunEvent:
+        event = codec.from_record(record, RunEvent, self._events, offset=offset)
+        if not isinstance(event.data, Checkpoint) and not is_id(event.data.id):
+            raise SerializationError(self._events, f"{event.data.id!r} is no id", offset=offset)
+        return event
 
     def _judge_without_record(self, events: _Events) -> None:
         """Judge a run that has no record that could be read: its last event has it too."""
@@ -143,13 +157,20 @@ class RunJudge:
                 path = self._steps / f"{step.id}.json"
                 self._reader.add(ProblemKind.MISSING_RECORD, path, wrong, self._mender.step(step))
 
-    def _judge_end(self, record: RunRecord, steps: list[RunStep], events: _Events) -> None:
-        run = record.run
-        past = max((step.sequence or 0 for step in steps), default=0)
-        if events.are_of_another:
+    def judge_end(self, message: Message | None = None) -> None:
+        """Judge whether the run's events say all, and end where it has ended.
+
+        ``message`` is what the thread has of ``open_message_id``.
+        """
+        record, steps, events = self._record, self._steps_seen, self._events_seen
+        if record is None or events.are_of_another:
             return
-        if (run.sequence is not None and events.log.run is None) or past > events.log.number:
-            mend = self._mender.restated(run, past)
+        run = record.run
+        lost: list[RunStep | Message] = [] if message is None else [message]
+        lost += [step for step in steps if not _is_told(step, events)]
+        past = max((step.sequence or 0 for step in steps), default=0)
+        if (run.sequence is not None and events.log.run is None) or lost or past > events.log.number:
+            mend = self._mender.restated(run, lost, past)
             self._reader.add(ProblemKind.LOST_EVENTS, self._events, "events of the run are gone", mend)
             return
         open_steps = [step for step in steps if step.status is RunStepStatus.IN_PROGRESS]
@@ -158,6 +179,15 @@ class RunJudge:
         if lifecycle.settle(record, events.log, open_steps=open_steps, now_ns=0) is not None:
             wrong = f"the run is {run.status}, and what was open in it is not closed"
             self._reader.add(ProblemKind.UNSETTLED_RUN, self._status, wrong, self._mender.settled(run))
+
+
+def _is_told(step: RunStep, events: _Events) -> bool:
+    """Return whether the events say of a step what its record says; those of other programs have no events."""
+    if step.sequence is None and step.id not in events.evidence.steps:
+        return True
+    if step.status is RunStepStatus.IN_PROGRESS:
+        return step.id in events.log.open_steps
+    return step.id in events.log.closed_steps and step.id not in events.log.open_steps
 
 
 def _not_rising(numbers: list[tuple[int, Span]]) -> list[Span]:

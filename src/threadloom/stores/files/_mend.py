@@ -167,13 +167,13 @@ class Mender:
 
         return Mend(Stage.LOGS, "appends it as the run's events have it", partial(self._act, run, decide))
 
-    def restated(self, run: Run, past: int) -> Mend:
-        """Let the events say where the run is."""
+    def restated(self, run: Run, items: list[RunStep | Message], past: int) -> Mend:
+        """Let the events say what became of ``items``, and where the run is."""
 
         def decide(record: RunRecord, known: RunLog) -> Change:
-            return lifecycle.restate(record, known, past=past, now_ns=self._now())
+            return lifecycle.restate(record, known, items, past=past, now_ns=self._now())
 
-        return Mend(Stage.LOGS, "lets them go on with what the run is now", partial(self._act, run, decide))
+        return Mend(Stage.LOGS, "lets them go on with how the run is now", partial(self._act, run, decide))
 
     # What is not finished
 
