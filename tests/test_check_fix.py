@@ -223,6 +223,20 @@ async def test_what_cannot_be_read_is_said_and_hides_no_other(store):
     assert [problem.is_fixed for problem in report.problems] == [False, True, True]
 
 
+async def test_what_does_not_let_itself_be_mended_is_left_and_says_why(store):
+    (store.root / OWN / "damaged").rmdir()
+    (store.root / OWN / "damaged").write_bytes(b"in the way")
+    two_damaged_messages(store.root)
+    before = files_in(store.root)
+
+    report = await store.check(fix=True)
+
+    assert found(report) == [("damaged_line", MESSAGES)] * 2
+    assert report.left == report.problems
+    assert all("could not be mended: [Errno" in problem.description for problem in report.problems)
+    assert files_in(store.root) == before
+
+
 async def test_a_sentence_says_what_is_wrong_and_what_a_fix_does(store):
     a_missing_step(store.root)
     path = f"{DONE}/steps/step_a.json"

@@ -7,7 +7,6 @@ it is wrong only if it was so before the threads were looked at, and still is af
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,8 +24,6 @@ from threadloom.stores.files._own import Own
 from threadloom.stores.files._parts import FORMAT, Parts
 
 __all__ = ["Check"]
-
-_logger = logging.getLogger("threadloom")
 
 _MOST_ROUNDS: Final = 20  # each mends one stage; more are needed only where others damage the files meanwhile
 
@@ -71,7 +68,7 @@ class Check:
             if not judge.found:
                 return []
             return await self._parts.writer.run(self._judge_locked, thread_id, key=thread_id)
-        except NotFoundError:
+        except (NotFoundError, FileNotFoundError):
             return []  # deleted since the threads were listed
         except (StoreBusyError, OSError) as error:
             return [self._not_checked(self._layout.thread(thread_id), error)]
@@ -101,12 +98,13 @@ class Check:
     def _judge_locked(self, thread_id: str) -> list[Problem]:
         """Judge a thread under its lock, and mend one stage after the other, each by what the last one has left."""
         fixed: list[Problem] = []
+        refused: dict[Path, Exception] = {}
         with self._locked(thread_id):
             for _ in range(_MOST_ROUNDS):
                 judge = self._judge(thread_id)
                 for _ in judge.look():
                     pass
-                mended = self._mend(judge.found) if self._fix else []
+                mended = self._mend(judge.found, refused) if self._fix else []
                 fixed += [self._problem(finding, is_fixed=True) for finding in mended]
                 if not mended:
                     break
@@ -116,7 +114,7 @@ class Check:
         if fixed:
             run_ids = self._parts.disk.subdirectories(self._layout.runs(thread_id))
             self.changed.append((thread_id, run_ids))
-        return fixed + [self._problem(finding) for finding in judge.found]
+        return fixed + [self._problem(finding, error=refused.get(finding.path)) for finding in judge.found]
 
     @contextmanager
     def _locked(self, thread_id: str) -> Iterator[None]:
@@ -127,8 +125,8 @@ class Check:
                 stack.enter_context(locked(self._layout.thread(thread_id)))
             yield
 
-    def _mend(self, found: list[Finding]) -> list[Finding]:
-        """Mend what comes first of what is found; return what was mended."""
+    def _mend(self, found: list[Finding], refused: dict[Path, Exception]) -> list[Finding]:
+        """Mend what comes first of what is found; return what was mended, and note what did not let itself be."""
         stage = min((finding.mend.stage for finding in found if finding.mend is not None), default=None)
         now = [finding for finding in found if finding.mend is not None and finding.mend.stage is stage]
         mended: list[Finding] = []
@@ -141,16 +139,18 @@ class Check:
                     if mend.span is None:
                         mend.do()
             except (StoreError, OSError) as error:
-                _logger.warning("problem not mended", extra={"path": str(path)}, exc_info=error)
+                refused[path] = error
                 continue
             mended += group
         return mended
 
     # What is said of it
 
-    def _problem(self, finding: Finding, *, is_fixed: bool = False) -> Problem:
+    def _problem(self, finding: Finding, *, is_fixed: bool = False, error: Exception | None = None) -> Problem:
         remedy = "it has to be looked at"
-        if finding.mend is not None:
+        if error is not None:
+            remedy = f"it could not be mended: {error}"
+        elif finding.mend is not None:
             remedy = f"{'the' if is_fixed else 'a'} fix {finding.mend.remedy}"
         return Problem(finding.kind, self._relative(finding.path), f"{finding.wrong}; {remedy}", is_fixed)
 

@@ -116,7 +116,7 @@ class ThreadJudge:
                 if message.id in lines.wanted:
                     lines.found[message.id] = message
                 lines.oldest = min(lines.oldest or message.created_at, message.created_at)
-        for id_, (run, message) in told.items():
+        for id_, (run, message) in sorted(told.items(), key=lambda item: item[1][0].sequence or 0):
             if id_ not in lines.ids and not self._is_found_again(message, lines):
                 wrong = f"message {id_!r} is not there, and the events of its run have it"
                 self._reader.add(ProblemKind.MISSING_MESSAGE, path, wrong, self._mender.message(run, message))

@@ -69,7 +69,11 @@ class RunJudge:
     def look(self) -> Pause:
         """Read all of the run, and judge it."""
         record = self._reader.record(self._status, RunRecord, lambda record: self._is_this(record.run))
-        steps = [step for name in sorted(self._disk.names(self._steps)) if (step := self._step(name)) is not None]
+        steps: list[RunStep] = []
+        for name in sorted(self._disk.names(self._steps)):
+            yield from self._reader.pause()
+            step = self._step(name)
+            steps += [] if step is None else [step]
         events = yield from self._read_events()
         if record is None:
             self._judge_without_record(events)
