@@ -33,7 +33,7 @@ from tests.check_fixtures import (
     lines_of,
     spoil,
 )
-from threadloom import CheckReport, FileStore, Problem, ProblemKind, Run, RunStatus, RunStepStatus, Thread
+from threadloom import CheckReport, FileStore, Problem, ProblemKind, Run, RunStatus, RunStep, RunStepStatus, Thread
 
 
 @pytest.fixture
@@ -189,6 +189,12 @@ async def test_a_format_that_is_not_known_is_left_to_be_looked_at(store):
     assert not report.is_clean
     assert report.left == report.problems
     assert path.read_bytes() == b"7\n"
+
+
+async def test_what_is_done_by_hand_to_a_run_that_has_ended_is_no_problem(store):
+    await store.update_step_status(THREAD, "run_done", "step_a", RunStepStatus.IN_PROGRESS)
+    await store.append_step(THREAD, "run_done", RunStep.tool_calls(thread_id=THREAD, run_id="run_done"))
+    assert (await store.check()).problems == ()
 
 
 async def test_names_that_are_not_ours_are_no_problem(store):

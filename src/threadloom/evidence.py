@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attrs import define, field
 
-from threadloom.events import NUMBERS_PER_CLAIM, EventType, RunEvent
+from threadloom.events import NUMBERS_PER_CLAIM, EventType, RunEvent, RunLog
 from threadloom.models import Message, MessageStatus, Run, RunStatus, RunStep, RunStepStatus
 
 __all__ = ["Evidence"]
@@ -26,6 +28,8 @@ class Evidence:
     steps: dict[str, RunStep] = field(factory=dict)
     messages: dict[str, Message] = field(factory=dict)
     _ended_early: list[Message] = field(factory=list)
+    _has_ended: bool = False
+    _by_hand: set[str] = field(factory=set)
 
     def apply(self, event: RunEvent) -> None:
         """Take in the next event."""
@@ -34,6 +38,8 @@ class Evidence:
                 self._come_to(run, event)
             case RunStep() as step:
                 self.steps[step.id] = step
+                if self._has_ended:
+                    self._by_hand.add(step.id)
             case Message(status=MessageStatus.COMPLETED) as message:
                 self.messages[message.id] = message
             case Message(status=MessageStatus.INCOMPLETE) as message if message.content:
@@ -48,8 +54,16 @@ class Evidence:
             if step.status is RunStepStatus.IN_PROGRESS:
                 del self.steps[step.id]
 
+    def is_left_open(self, run: Run, log: RunLog, steps: Iterable[RunStep]) -> bool:
+        """Return whether something of a terminal run is not closed; what was done to it by hand afterwards may be."""
+        open_steps = {*log.open_steps, *(step.id for step in steps if step.status is RunStepStatus.IN_PROGRESS)}
+        is_closed = log.has_ended and log.open_message is None and open_steps <= self._by_hand
+        return run.status.is_terminal and not is_closed
+
     def _come_to(self, run: Run, event: RunEvent) -> None:
         self.run = run
+        self._has_ended = run.status.is_terminal
+        self._by_hand.clear()
         if event.type is EventType.RUN_IN_PROGRESS:
             self.is_at_work = event.number % NUMBERS_PER_CLAIM == 1
         elif run.status is not RunStatus.CANCELLING:

@@ -539,8 +539,8 @@ def _wrong_in(state: _ThreadState, kept: _RunState) -> Iterator[tuple[ProblemKin
         yield ProblemKind.MISSING_RECORD, f"the run's events tell of step {step_id!r}, and it is not there"
     for message_id in evidence.messages.keys() - {entry.id for entry in state.messages}:
         yield ProblemKind.MISSING_MESSAGE, f"message {message_id!r} is not there, and the events of its run have it"
-    steps = [step for data in kept.steps.values() if (step := _decoded(data, RunStep)).status == "in_progress"]
-    if lifecycle.settle(_decoded(kept.record, RunRecord), kept.log, open_steps=steps, now_ns=0) is not None:
+    steps = [_decoded(data, RunStep) for data in kept.steps.values()]
+    if evidence.is_left_open(_decoded(kept.record, RunRecord).run, kept.log, steps):
         yield ProblemKind.UNSETTLED_RUN, "the run is terminal, and what was open in it is not closed"
 
 

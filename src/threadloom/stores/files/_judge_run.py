@@ -177,10 +177,9 @@ class RunJudge:
             mend = self._mender.restated(run, lost, past)
             self._reader.add(ProblemKind.LOST_EVENTS, self._events, "events of the run are gone", mend)
             return
-        open_steps = [step for step in steps if step.status is RunStepStatus.IN_PROGRESS]
-        if events.log.run is None and not open_steps:
+        if events.log.run is None and all(step.status is not RunStepStatus.IN_PROGRESS for step in steps):
             return  # another program's, of which there are no events
-        if lifecycle.settle(record, events.log, open_steps=open_steps, now_ns=0) is not None:
+        if events.evidence.is_left_open(run, events.log, steps):
             wrong = f"the run is {run.status}, and what was open in it is not closed"
             self._reader.add(ProblemKind.UNSETTLED_RUN, self._status, wrong, self._mender.settled(run))
 

@@ -97,12 +97,14 @@ class Reader:
         except FileNotFoundError:
             return
         with file:
+            size = file.size  # as it is now: others may append while the lines are read
+            is_torn = size > 0 and file.read_at(size - 1, 1) != b"\n"
             end = log.end_of_lines(file)
             for offset, line in log.lines(file, 0, end):
                 if line:
                     span = Span(path, offset, line)
                     yield span, self._item(span, read)
-            if file.size > end:
+            if is_torn:
                 self.add(ProblemKind.TORN_LOG, path, f"byte {end}: the last line has no end", self._mender.tail(path))
                 yield Span(path, end, b""), None
 
