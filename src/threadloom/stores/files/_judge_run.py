@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Generator
+from itertools import pairwise
 from typing import Any
 
 from attrs import define, field
@@ -28,7 +29,8 @@ class _Events:
 
     log: RunLog = field(factory=RunLog)
     evidence: Evidence = field(factory=Evidence)
-    numbers: list[tuple[int, Span]] = field(factory=list)
+    places: list[tuple[int, int]] = field(factory=list)
+    """The number of each event, and where its line begins."""
     are_of_another: bool = False
 
 
@@ -118,7 +120,7 @@ class RunJudge:
                     misplaced.append(span)
                 continue
             is_own = is_own or isinstance(event.data, Run | RunStep | Message)
-            events.numbers.append((event.number, span))
+            events.places.append((event.number, span.offset))
             events.log.apply(event)
             events.evidence.apply(event)
         if misplaced and not is_own:
@@ -127,9 +129,11 @@ class RunJudge:
             return _Events(are_of_another=True)
         for span in misplaced:
             self._reader.add_line(ProblemKind.MISPLACED, span, "this event is of another run")
-        for span in _not_rising(events.numbers):
-            wrong = "the number of this event does not rise"
-            self._reader.add_line(ProblemKind.UNORDERED_EVENTS, span, wrong, Stage.LOGS)
+        wrong = _not_rising(events.places)
+        for span in self._reader.spans(path) if wrong else ():
+            if span.offset in wrong:
+                says = "the number of this event does not rise"
+                self._reader.add_line(ProblemKind.UNORDERED_EVENTS, span, says, Stage.LOGS)
         return events
 
     def _event(self, record: dict[str, Any], offset: int) -> RunEvent:
@@ -193,21 +197,23 @@ def _is_told(step: RunStep, events: _Events) -> bool:
     return step.id in events.log.closed_steps and step.id not in events.log.open_steps
 
 
-def _not_rising(numbers: list[tuple[int, Span]]) -> list[Span]:
-    """Return the fewest lines without which the numbers rise."""
+def _not_rising(places: list[tuple[int, int]]) -> set[int]:
+    """Return where the fewest lines are without which the numbers rise."""
+    if all(one[0] < other[0] for one, other in pairwise(places)):
+        return set()
     tails: list[int] = []  # the smallest number at which a rising row of each length can end
     lengths: list[int] = []
-    for number, _ in numbers:
+    for number, _ in places:
         length = bisect_left(tails, number)
         tails[length : length + 1] = [number]
         lengths.append(length)
     wanted = len(tails) - 1
-    left: list[Span] = []
     following: int | None = None
-    for length, (number, span) in zip(reversed(lengths), reversed(numbers), strict=True):
+    left: set[int] = set()
+    for length, (number, place) in zip(reversed(lengths), reversed(places), strict=True):
         if length == wanted and (following is None or number < following):
             wanted -= 1
             following = number
         else:
-            left.append(span)
-    return left[::-1]
+            left.add(place)
+    return left

@@ -108,6 +108,12 @@ class Reader:
                 self.add(ProblemKind.TORN_LOG, path, f"byte {end}: the last line has no end", self._mender.tail(path))
                 yield Span(path, end, b""), None
 
+    def spans(self, path: Path) -> Iterator[Span]:
+        """Yield the whole lines of a log once more."""
+        with LogFile(path) as file:
+            for offset, line in log.lines(file, 0, log.end_of_lines(file)):
+                yield Span(path, offset, line)
+
     def _item(self, span: Span, read: Callable[[dict[str, Any], int], T]) -> T | None:
         record = log.parsed(span.path, (span.offset, span.data))
         if record is None:
