@@ -227,6 +227,7 @@ def a_thread_that_is_gone(root):
 
 
 def what_was_being_written(root):
+    (root / OWN / "journals").mkdir(exist_ok=True)
     (root / TEMPORARY / "0123456789abcdef-17").write_bytes(b"half a rec")
     (root / TEMPORARY / "0123456789abcdef-18").mkdir()
     (root / TEMPORARY / "0123456789abcdef-18" / "meta.json").write_bytes(b"{")

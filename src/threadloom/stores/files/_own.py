@@ -77,7 +77,7 @@ class Own:
         found: list[Finding] = []
         for name in sorted(self._disk.names(self._layout.temporary)):
             path = self._layout.temporary / name
-            if self._is_abandoned(name):
+            if self._is_abandoned(name) and self._disk.exists(path):  # it may have got its name in this moment
                 mend = Mend(Stage.DAMAGE, "removes it", partial(self._disk.remove_temporary, path))
                 found.append(Finding(ProblemKind.LEFT_OVER, path, "who was writing it is gone", mend))
         return found
@@ -86,6 +86,8 @@ class Own:
         """Return whether a file that is being written has lost its writer: names that are not ours are not judged."""
         if name.startswith("life_"):
             return self._life_owners.is_gone(name)
+        if not self._disk.exists(self._layout.journals):
+            return False  # where nobody keeps a journal, nothing says who lives
         ours = _TEMPORARY.fullmatch(name)
         return ours is not None and ours[1] != self._disk.prefix and self._journal_owners.is_gone(ours[1])
 
