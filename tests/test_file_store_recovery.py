@@ -29,6 +29,7 @@ PATIENCE = 20
 WORKER = """
 import asyncio, os, sys
 from datetime import timedelta
+from pathlib import Path
 from threadloom import *
 
 ROOT, MODE = sys.argv[1:]
@@ -40,6 +41,9 @@ async def main():
         if MODE == "forked" and os.fork() == 0:
             sys.stdin.read()  # outlives its parent, with copies of all its descriptors
             os._exit(0)
+        if MODE == "copying":  # as a backup within the process does, which takes the POSIX locks along
+            for path in Path(ROOT).rglob("*"):
+                path.is_file() and path.read_bytes()
         if MODE == "cancelling":
             await store.request_cancel(claim.run.thread_id, claim.run.id)
         step = RunStep.tool_calls(thread_id=claim.run.thread_id, run_id=claim.run.id)
@@ -120,7 +124,7 @@ async def came_to(store, run, status):
     return now
 
 
-@pytest.mark.parametrize("mode", ["plain", "forked"])
+@pytest.mark.parametrize("mode", ["plain", "forked", "copying"])
 async def test_a_run_of_a_process_that_was_killed_is_put_back_and_counts_an_attempt(store, run, other, mode):
     dying = other(mode)
     await dying.at_work()
@@ -132,6 +136,20 @@ async def test_a_run_of_a_process_that_was_killed_is_put_back_and_counts_an_atte
     assert (claim.run.id, claim.run.attempt, claim.lease.attempt) == (run.id, 2, 2)
     [step] = await store.list_steps(run.thread_id, run.id)
     assert step.status is RunStepStatus.FAILED
+
+
+async def test_a_process_that_has_read_its_own_files_is_not_taken_for_dead(store, run, other):
+    copying = other("copying")
+    await copying.at_work()
+
+    assert await store.try_claim_run("worker") is None
+    async with asyncio.timeout(PATIENCE):
+        while store._parts.recovery._searched is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert await asyncio.to_thread(store._parts.redo.dead) == []
+    copying.go_on()
+    ended = await store.wait_for_run(run.thread_id, run.id, timeout=timedelta(seconds=PATIENCE))
+    assert (ended.status, ended.attempt) == (RunStatus.COMPLETED, 1)
 
 
 async def test_a_run_left_by_a_process_that_died_before_any_other_came_is_taken_back(store, run, other):

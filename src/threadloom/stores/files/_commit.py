@@ -68,7 +68,11 @@ class Committer:
             self._journal.close_act(act)
 
     def forget(self, thread_id: str) -> None:
-        """Let no journal bring back a thread whose directory is about to go; what it holds is durable before that."""
+        """Let no journal say anything of a thread any more, which is to go, or to be mended: it is durable as it is."""
+        self.make_durable()
+        self._journal.forget(thread_id)
+
+    def make_durable(self) -> None:
+        """Let all that is in the files outlive a power cut, if that is promised, whether a journal has it or not."""
         if self.power:
             self._disk.sync_all()
-        self._journal.forget(thread_id)

@@ -23,12 +23,15 @@ import orjson
 from attrs import define, field
 
 from threadloom.stores.files._disk import Disk
-from threadloom.stores.files._owner import disown, opened, own
+from threadloom.stores.files._owner import disown, opened, own, this_process
 from threadloom.stores.files._writes import Write, to_json
 
-__all__ = ["Act", "Journal", "JournalError", "add_entries", "parsed_entry"]
+__all__ = ["LEFT", "Act", "Journal", "JournalError", "add_entries", "parsed_entry"]
 
 Entry = dict[str, Any]
+
+LEFT: Final = "-left"
+"""How the name of a journal ends whose process lives, and has given it up."""
 
 _FULL_BYTES: Final = 8 << 20
 _FULL_BYTES_UNSYNCED: Final = 1 << 20
@@ -119,7 +122,7 @@ class Journal:
 
     def _made(self, path: Path) -> JournalFile:
         durability = "power" if self._power else "process"
-        header = _dumped({"journal": 1, "boot": self._boot, "durability": durability})
+        header = _dumped({"journal": 1, "boot": self._boot, "durability": durability, "process": this_process()})
         temporary = self._disk.temporary_path()
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
@@ -248,6 +251,8 @@ class Journal:
             with suppress(OSError):
                 self.retire()
         for left in self.retiring:
+            with suppress(OSError):
+                os.rename(left.path, f"{left.path}{LEFT}")
             disown(left.fd)
         self.retiring.clear()
 

@@ -27,10 +27,10 @@ from threadloom import codec
 from threadloom.errors import NotFoundError, StoreError
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, LogFile, digest
-from threadloom.stores.files._journal import Act, add_entries, parsed_entry
+from threadloom.stores.files._journal import LEFT, Act, add_entries, parsed_entry
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import LockedElsewhereError, locked
-from threadloom.stores.files._owner import Key, holder_of, is_our_key, our_key
+from threadloom.stores.files._owner import Key, holder_of, is_our_key, lives, our_key
 from threadloom.stores.files._writes import Append, Make, Put, Unchanged, Write, from_json
 
 __all__ = ["Redo", "retractions"]
@@ -39,6 +39,26 @@ _logger = logging.getLogger("threadloom")
 
 # A directory's time is that of the kernel's last tick: a name that came within the same tick is seen at the next look.
 _TICK_NS: Final = 20_000_000
+_HEADER_BYTES: Final = 512
+
+
+@define(eq=False)
+class _Peer:
+    """A journal: of another process, with a descriptor of it, or of this one, with what it is known by."""
+
+    fd: int | None
+    key: Key | None
+    process: str = ""
+
+    @property
+    def is_gone(self) -> bool:
+        if self.fd is None:
+            return self.key is None or not is_our_key(self.key)
+        return holder_of(self.fd) is None and not lives(self.process)
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
 
 
 @define(eq=False)
@@ -84,8 +104,7 @@ class Redo:
         self._renew_index = renew_index
         self._mutex = threading.RLock()
         self._listed_ns = -1
-        # A descriptor of each journal of another process, and what a journal of this one is known by.
-        self._peers: dict[str, int | Key] = {}
+        self._peers: dict[str, _Peer] = {}
         self._dead: dict[str, _DeadJournal] = {}
         self._open_acts: dict[str, list[tuple[Act, Callable[[Act], object]]]] = {}
 
@@ -115,6 +134,17 @@ class Redo:
             except OSError as error:
                 # Whoever locks the thread in question tries again, and is told.
                 _logger.warning("write not finished for a process that is gone", exc_info=error)
+
+    def dead(self) -> list[Path]:
+        """Return the journals of the dead, those with which ``everywhere`` could not come to an end."""
+        with self._mutex:
+            return [journal.path for journal in self._look()]
+
+    def living(self) -> set[str]:
+        """Return the names of the stores that are open, in this process and others."""
+        with self._mutex:
+            self._look()
+            return {name.partition("-")[0] for name, peer in self._peers.items() if not peer.is_gone}
 
     def later(self, act: Act, close: Callable[[Act], object]) -> None:
         """Keep an act of this process that stands half done until its thread is next locked."""
@@ -190,17 +220,15 @@ class Redo:
         return any(seen in {put.old, digest(put.data)} or _is_torn(found, put.data) for put in puts)
 
     def _is_old(self, name: str) -> bool:
-        path = self._layout.journals / name
         try:
-            if our_key(path) is not None:
-                return False
-            with path.open("rb") as file:
-                if holder_of(file.fileno()) is not None:
-                    return False
-                header = file.readline()
+            peer = _peer(self._layout.journals / name)
         except FileNotFoundError:
             return False
-        return not self._boot or self._boot.encode() not in header
+        try:
+            header = b"" if peer.fd is None else os.pread(peer.fd, _HEADER_BYTES, 0)
+            return peer.is_gone and (not self._boot or self._boot.encode() not in header)
+        finally:
+            peer.close()
 
     # Which journals there are
 
@@ -213,7 +241,7 @@ class Redo:
         if changed_ns != self._listed_ns:
             self._list()
             self._listed_ns = changed_ns if time.time_ns() - changed_ns > _TICK_NS else -1
-        gone = [name for name, peer in self._peers.items() if self._is_gone(peer)]
+        gone = [name for name, peer in self._peers.items() if peer.is_gone]
         return [journal for name in gone if (journal := self._dead_journal(name)) is not None]
 
     def _list(self) -> None:
@@ -223,17 +251,11 @@ class Redo:
         for name in names - self._peers.keys():
             path = self._layout.journals / name
             with suppress(FileNotFoundError):
-                self._peers[name] = our_key(path) or os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    @staticmethod
-    def _is_gone(peer: int | Key) -> bool:
-        return holder_of(peer) is None if isinstance(peer, int) else not is_our_key(peer)
+                self._peers[name] = _peer(path)
 
     def _drop(self, name: str) -> None:
         self._dead.pop(name, None)
-        peer = self._peers.pop(name)
-        if isinstance(peer, int):
-            os.close(peer)
+        self._peers.pop(name).close()
 
     def _dead_journal(self, name: str) -> _DeadJournal | None:
         path = self._layout.journals / name
@@ -287,7 +309,7 @@ class Redo:
         if any(journal.is_durable for journal in journals):
             self._disk.sync_all()
         for journal in journals:
-            store = journal.path.name.rpartition("-")[0]
+            store = journal.path.name.partition("-")[0]
             for name in self._disk.names(self._layout.temporary):
                 if name.startswith(f"{store}-"):
                     self._disk.remove_tree(self._layout.temporary / name)
@@ -405,6 +427,21 @@ class Redo:
                 return file.read_at(append.offset, len(append.data)) == append.data
         except FileNotFoundError:
             return False
+
+
+def _peer(path: Path) -> _Peer:
+    key = our_key(path)
+    if key is not None:
+        return _Peer(None, key)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        process = parsed_entry(os.pread(fd, _HEADER_BYTES, 0).partition(b"\n")[0])["process"]
+    except (KeyError, ValueError):
+        process = ""
+    except BaseException:
+        os.close(fd)
+        raise
+    return _Peer(fd, None, "" if path.name.endswith(LEFT) else str(process))
 
 
 def _decisive(act: _Told) -> Put | Unchanged | None:

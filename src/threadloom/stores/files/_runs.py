@@ -239,7 +239,8 @@ class Runs:
                 self._disk.sync(self._layout.root)
                 self._disk.sync(self._layout.trash)
             self.turns.forget(thread_id)
-        self._disk.remove_tree(trash)
+            # The lock goes with the directory, and says that somebody is at it.
+            self._disk.remove_tree(trash)
         return run_ids
 
     def sight_of(self, thread_id: str, run_id: str) -> Sight:

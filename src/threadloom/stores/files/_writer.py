@@ -23,7 +23,7 @@ from threadloom.errors import StoreBusyError, StoreClosedError
 from threadloom.stores.files._lock import LockedElsewhereError
 from threadloom.tasks import until_done
 
-__all__ = ["Hop", "Work"]
+__all__ = ["Hop", "Work", "as_work"]
 
 _logger = logging.getLogger("threadloom")
 
@@ -267,7 +267,7 @@ class Hop:
             elif len(flights) >= _MOST_UNDER_WAY or (operation.key is not None and operation.key in busy):
                 still_waiting.append(operation)
             else:
-                flight = _Flight(operation, _as_work(operation.function))
+                flight = _Flight(operation, as_work(operation.function))
                 if self._go_on(flight, None, outcomes, blocked):
                     flights.append(flight)
                     busy.add(operation.key)
@@ -294,6 +294,7 @@ class Hop:
         return False
 
 
-def _as_work(function: Callable[[], Any]) -> Work[Any]:
+def as_work(function: Callable[[], Any]) -> Work[Any]:
+    """Return what a function does as work, also where it does all of it at once."""
     result = function()
     return (yield from result) if isinstance(result, Generator) else result
