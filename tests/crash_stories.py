@@ -1,7 +1,10 @@
 """What happens on a recorded disk: writes of every kind, by one store and by two, and what was promised when."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
@@ -52,6 +55,33 @@ def without_deltas(picture: ThreadPicture | None) -> ThreadPicture | None:
         picture,
         events=tuple(tuple(event for event in events if event.type not in DELTAS) for events in picture.events),
     )
+
+
+async def works(store: FileStore, seed: int) -> None:
+    """Use what is there: a thread that was in the story, and one that is new."""
+    new = await store.create_thread(a_thread("new"))
+    ids = sorted({*await store.list_thread_ids()} - {new.id})
+    for thread_id in [new.id, *([ids[seed % len(ids)]] if ids else [])]:
+        await store.append_message(thread_id, Message.user(thread_id, "weiter ☕"))
+        for run in await store.list_runs(thread_id):
+            if not run.status.is_terminal:
+                await store.force_update_run_status(thread_id, run.id, RunStatus.CANCELLED)
+        run = await store.create_run(thread_id, Run.new(thread_id, model="any"))
+        while (claim := await store.try_claim_run("worker")) is not None:
+            reply = Message.assistant(claim.run.thread_id, "ja", run_id=claim.run.id)
+            step = RunStep.message_creation(
+                thread_id=claim.run.thread_id, run_id=claim.run.id, message_id=reply.id
+            )
+            await store.write_run(claim.lease, RunWrite(items=(step, reply), status=RunStatus.COMPLETED))
+        assert (await store.get_run(thread_id, run.id)).status is RunStatus.COMPLETED
+
+
+@contextmanager
+def directory_in_memory() -> Iterator[Path]:
+    """Yield a directory that no disk slows down: thousands of trees are made in it."""
+    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own below it
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
+        yield Path(directory)
 
 
 @frozen
