@@ -50,13 +50,21 @@ class FaultyDisk:
             return self._through(call)
         if self._fault == "short":
             fd, data, *rest = call.args
-            return self._through(evolve(call, args=(fd, data[: len(data) // 2], *rest)))
+            return self._through(evolve(call, args=(fd, data[: max(1, len(data) // 2)], *rest)))
         if self._fault == "full":
             if self._lasts and call.name in {"unlink", "rmdir", "ftruncate", *SYNCS}:
                 return self._through(call)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise _error(errno.ENOSPC, call)
         if call.name in SYNCS:
             failed = getattr(self._through, "sync_failed", None)
             if failed is not None:
                 failed(call)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise _error(errno.EIO, call)
+
+
+def _error(number: int, call: Call) -> OSError:
+    """Return the error as the system raises it: it names a path where the call was given one."""
+    path = call.args[0]
+    if call.name == "renameat2" or isinstance(path, int):
+        return OSError(number, os.strerror(number))
+    return OSError(number, os.strerror(number), os.fspath(path))

@@ -191,6 +191,7 @@ async def test_a_store_that_could_not_be_opened_is_opened_once_the_fault_is_gone
             for lasts in (False, True):
                 failing = Failing(at, call, fault, lasts)
                 store = FileStore(root, durability=durability)
+                print(failing, flush=True)
                 disk.fail_at(at, fault, lasts=lasts)
                 error = await error_of_opening(store)
                 disk.mend()
