@@ -57,6 +57,23 @@ def without_deltas(picture: ThreadPicture | None) -> ThreadPicture | None:
     )
 
 
+def difference(seen: Any, expected: Any, where: str = "") -> str:
+    """Return the first place in which two pictures differ, and what is there."""
+    if attrs.has(type(seen)) and type(seen) is type(expected):
+        for name in attrs.fields_dict(type(seen)):
+            one, other = getattr(seen, name), getattr(expected, name)
+            if one != other:
+                return difference(one, other, f"{where}.{name}")
+    if isinstance(seen, tuple) and isinstance(expected, tuple) and len(seen) == len(expected):
+        for place, (one, other) in enumerate(zip(seen, expected, strict=True)):
+            if one != other:
+                return difference(one, other, f"{where}[{place}]")
+    if isinstance(seen, tuple) and isinstance(expected, tuple):
+        kinds = [[getattr(item, "type", type(item).__name__) for item in items] for items in (seen, expected)]
+        return f"{where} has {len(seen)}, not {len(expected)}: {kinds[0]}, not {kinds[1]}"
+    return f"{where} is {str(seen)[:200]}, not {str(expected)[:200]}"
+
+
 async def works(store: FileStore, seed: int) -> None:
     """Use what is there: a thread that was in the story, and one that is new."""
     new = await store.create_thread(a_thread("new"))

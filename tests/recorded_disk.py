@@ -265,7 +265,8 @@ def unsynced(effects: Sequence[Effect]) -> Unsynced:
     """Return what of ``effects`` was not synced at their end."""
     data: dict[int, int] = {}  # the effect, and the file it was done to
     lost: list[int] = []
-    names: dict[int, set[int]] = {}  # the effect, and the directories that are still to be synced for it
+    # The effect, and the directories of which one has to be synced for it: no file system makes half a move.
+    names: dict[int, set[int]] = {}
     first_name = 0
     for index, effect in enumerate(effects):
         match effect:
@@ -281,11 +282,9 @@ def unsynced(effects: Sequence[Effect]) -> Unsynced:
                 first_name = index
             case Sync(node):
                 data = {written: file for written, file in data.items() if file != node}
-                for changed, directories in list(names.items()):
-                    directories.discard(node)
-                    if not directories:
-                        del names[changed]
-                        first_name = max(first_name, changed + 1)
+                for changed in [changed for changed, directories in names.items() if node in directories]:
+                    del names[changed]
+                    first_name = max(first_name, changed + 1)
             case FailedSync(node):
                 lost += [written for written, file in data.items() if node in {None, file}]
                 data = {written: file for written, file in data.items() if written not in lost}
