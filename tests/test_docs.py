@@ -682,6 +682,8 @@ async def test_the_lines_of_a_journal_are_those_on_the_page(tmp_path):
         thread = await store.create_thread(Thread.new())
         await store.append_message(thread.id, Message.user(thread.id, "hello"))
         await store.update_thread(thread.id, metadata={"a": "b"})
+        run = await store.create_run(thread.id, Run.new(thread.id, model="any"))
+        await store.append_step(thread.id, run.id, RunStep.tool_calls(thread_id=thread.id, run_id=run.id))
         journal = store._parts.journal._file
         assert journal is not None
         written = os.pread(journal.fd, journal.size, 0)

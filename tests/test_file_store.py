@@ -107,6 +107,24 @@ async def test_a_root_that_is_a_file_is_an_io_error_that_names_it(tmp_path):
         await FileStore.open(tmp_path / "file")
 
 
+WITHOUT_LOCKS = """
+import asyncio, sys
+sys.modules["fcntl"] = None  # as where there is no such module
+from threadloom import FileStore, StoreError
+try:
+    asyncio.run(FileStore.open(sys.argv[1]))
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_where_the_system_has_no_flock_opening_is_refused_and_nothing_is_made(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_LOCKS, str(tmp_path / "store")]
+    refused = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert refused == "FileStore needs flock, which this system does not have; it runs on Linux and macOS.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_an_unknown_durability_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="'power' or 'process'"):
         FileStore(tmp_path, durability="ram")  # type: ignore[arg-type]

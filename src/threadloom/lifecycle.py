@@ -139,7 +139,7 @@ def claim(record: RunRecord, log: RunLog, *, worker_id: str, token: str, life: s
     act = Act(record, log, now_ns)
     # Left by a worker that is gone, or whose run another program queued: it is done again.
     act.abandon(failed=False)
-    act.begin_claim()
+    act.skip_ahead()
     started_at = act.now if run.started_at is None else run.started_at
     run = attrs.evolve(run, status=RunStatus.IN_PROGRESS, started_at=started_at, retry_at=None)
     act.emit(EventType.RUN_IN_PROGRESS, run)
@@ -187,7 +187,7 @@ def update_status(
     ``InvalidTransitionError``.
     """
     _check_transition(record.run, status)
-    act = Act(record, log, now_ns, open_steps)
+    act = _taking_over(record, log, now_ns, open_steps)
     if is_leased(record) and not status.is_terminal:
         act.abandon(failed=False)  # the worker's, who goes; what is driven by hand stays as it is
     return act.come_to(with_status(record.run, status, error, act.now), lease=None)
@@ -207,7 +207,7 @@ def force_status(
     ``queued`` queues the run anew, at attempt 1 and without what it came to before: what it did until then counts for
     nothing.
     """
-    act = Act(record, log, now_ns, open_steps)
+    act = _taking_over(record, log, now_ns, open_steps)
     run = record.run
     if status is RunStatus.QUEUED or (is_leased(record) and not status.is_terminal):
         act.abandon(failed=False)
@@ -227,7 +227,7 @@ def request_cancel(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunSt
     run = record.run
     if run.status.is_terminal:
         raise RunInTerminalStateError(run.id, run.status)
-    act = Act(record, log, now_ns, open_steps)
+    act = _taking_over(record, log, now_ns, open_steps)
     if not is_leased(record):
         return act.come_to(with_status(run, RunStatus.CANCELLED, None, act.now), lease=None)
     if run.status is RunStatus.CANCELLING:
@@ -272,6 +272,7 @@ def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = ()
     act = Act(record, log, now_ns, open_steps)
     if log.has_ended and not act.log.open_steps and act.log.open_message is None:
         return None
+    act.skip_ahead()
     return act.come_to(record.run, lease=None)
 
 
@@ -286,7 +287,7 @@ def reclaim(
     if not is_leased(record):
         return None
     run = record.run
-    act = Act(record, log, now_ns, open_steps)
+    act = _taking_over(record, log, now_ns, open_steps)
     if run.status is RunStatus.CANCELLING:
         return act.come_to(with_status(run, RunStatus.CANCELLED, None, act.now), lease=None)
     if run.attempt >= max_attempts:
@@ -331,6 +332,14 @@ def append_message(record: RunRecord, log: RunLog, message: Message, *, now_ns: 
     act.put(attrs.evolve(message, status=MessageStatus.IN_PROGRESS, content=(), completed_at=None))
     act.end(message, keep=True)
     return act.change(record.run, record.lease)
+
+
+def _taking_over(record: RunRecord, log: RunLog, now_ns: int, open_steps: Iterable[RunStep]) -> Act:
+    """Return an act on a run that a worker may be on: what it streamed last may have been read, and lost since."""
+    act = Act(record, log, now_ns, open_steps)
+    if is_leased(record):
+        act.skip_ahead()
+    return act
 
 
 def _check_transition(run: Run, status: RunStatus) -> None:

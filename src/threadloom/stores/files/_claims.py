@@ -89,7 +89,8 @@ class Claims:
             except ThreadNotFoundError:
                 self._runs.turns.forget(thread_id)
             except JournalError:
-                self.candidates.look_at(thread_id)
+                for left_id in (*locked, thread_id):
+                    self.candidates.look_at(left_id)
                 raise
             except (StoreError, OSError) as error:
                 # Of one thread only: the others go on. It is looked at again when something changes in it.
