@@ -79,28 +79,31 @@ class Claims:
                 del self._delayed[delayed_id]
                 self.candidates.look_at(delayed_id)
         settled: list[Run] = []
-        locked: list[str] = []
+        left: list[str] = []
         claim: Claim | None = None
         while claim is None and (thread_id := self.candidates.first()) is not None:
             try:
                 claim = taking.claim = yield from self._take_from(thread_id, taking.worker_id, now_ns, settled)
             except LockedElsewhereError:
-                locked.append(thread_id)
+                left.append(thread_id)
             except ThreadNotFoundError:
                 self._runs.turns.forget(thread_id)
             except JournalError:
-                for left_id in (*locked, thread_id):
+                for left_id in (*left, thread_id):
                     self.candidates.look_at(left_id)
                 raise
             except (StoreError, OSError) as error:
-                # Of one thread only: the others go on. It is looked at again when something changes in it.
+                # Of one thread only: the others go on. A damaged one is looked at again when something changes in it,
+                # one that could not be read or written soon, for that may pass.
                 _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
-        for locked_id in locked:
-            self.candidates.look_at(locked_id)
+                if isinstance(error, OSError):
+                    left.append(thread_id)
+        for left_id in left:
+            self.candidates.look_at(left_id)
         waits = min(self._delayed.values(), default=None)
         microseconds = 0 if waits is None else min(-((now_ns - waits) // 1_000), _LONGEST_WAIT_MICROSECONDS)
         next_due = None if waits is None else timedelta(microseconds=microseconds)
-        return Taken(claim, next_due, tuple(settled), bool(locked))
+        return Taken(claim, next_due, tuple(settled), bool(left))
 
     def _take_from(self, thread_id: str, worker_id: str, now_ns: int, settled: list[Run]) -> Work[Claim | None]:
         with self._threads.locked(thread_id):

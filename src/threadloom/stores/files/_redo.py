@@ -359,8 +359,11 @@ class Redo:
             self._disk.create_directory(path, files)
             return
         for name, data in files.items():
-            if not self._disk.exists(path / name) or _is_torn(self._disk.read(path / name), data):
+            found = self._disk.read(path / name) if self._disk.exists(path / name) else b""
+            if _is_torn(found, data):
                 self._disk.replace(path / name, data)
+            elif path.joinpath(name).suffix == ".jsonl" and _is_torn(found[: len(data)], data):
+                self._disk.write_at(path / name, 0, data)  # a log, that had grown since, and of which the rest was kept
 
     def _put(self, put: Put, older: dict[Path, set[str]], *, is_torn: bool) -> None:
         try:
