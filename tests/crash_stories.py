@@ -86,9 +86,7 @@ async def works(store: FileStore, seed: int) -> None:
         run = await store.create_run(thread_id, Run.new(thread_id, model="any"))
         while (claim := await store.try_claim_run("worker")) is not None:
             reply = Message.assistant(claim.run.thread_id, "ja", run_id=claim.run.id)
-            step = RunStep.message_creation(
-                thread_id=claim.run.thread_id, run_id=claim.run.id, message_id=reply.id
-            )
+            step = RunStep.message_creation(thread_id=claim.run.thread_id, run_id=claim.run.id, message_id=reply.id)
             await store.write_run(claim.lease, RunWrite(items=(step, reply), status=RunStatus.COMPLETED))
         assert (await store.get_run(thread_id, run.id)).status is RunStatus.COMPLETED
 

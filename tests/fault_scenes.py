@@ -138,9 +138,7 @@ METHODS = {
     ),
     "delete_message": Method("t1", lambda store, scene: store.delete_message("t1", scene.message.id)),
     "create_run": Method("t1", lambda store, scene: store.create_run("t1", a_run("t1", id="new", created_at=7))),
-    "create_first_run": Method(
-        "t6", lambda store, scene: store.create_run("t6", a_run("t6", id="new", created_at=7))
-    ),
+    "create_first_run": Method("t6", lambda store, scene: store.create_run("t6", a_run("t6", id="new", created_at=7))),
     "update_run": Method("t1", lambda store, scene: store.update_run("t1", "at_work", metadata={"table": "7"})),
     "update_run_status": Method(
         "t1", lambda store, scene: store.update_run_status("t1", "by_hand", RunStatus.FAILED, RunError("a", "ü"))
@@ -159,17 +157,13 @@ METHODS = {
     "append_step": Method("t1", lambda store, scene: store.append_step("t1", "by_hand", scene.calls)),
     "update_step_status": Method(
         "t1",
-        lambda store, scene: store.update_step_status(
-            "t1", "by_hand", scene.by_hand_step.id, RunStepStatus.COMPLETED
-        ),
+        lambda store, scene: store.update_step_status("t1", "by_hand", scene.by_hand_step.id, RunStepStatus.COMPLETED),
     ),
     "claim": Method("t3", _claim, also=(_claim_and_put_back,), may_do_nothing=True),
     "write_run_delta": Method(
         "t1", lambda store, scene: store.write_run(scene.lease, RunWrite(items=(MessageDelta(scene.reply.id, "und "),)))
     ),
-    "write_run": Method(
-        "t1", lambda store, scene: store.write_run(scene.lease, RunWrite(items=scene.reply_and_more))
-    ),
+    "write_run": Method("t1", lambda store, scene: store.write_run(scene.lease, RunWrite(items=scene.reply_and_more))),
     "write_run_and_end": Method(
         "t1",
         lambda store, scene: store.write_run(

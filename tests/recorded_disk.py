@@ -192,7 +192,7 @@ class RecordedDisk:
         appends = fd in self._nodes and self._nodes[fd][1]
         return os.fstat(fd).st_size if appends else os.lseek(fd, 0, os.SEEK_CUR)
 
-    def _note(self, call: Call, result: Any, before: int) -> None:
+    def _note(self, call: Call, result: Any, before: int) -> None:  # noqa: C901 - one case for each call
         match call.name, *call.args:
             case ["open", path, flags, *_]:
                 self._note_open(path, flags, result)

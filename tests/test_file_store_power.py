@@ -1,7 +1,7 @@
-"""After a crash at any point of what a store does, all that was acknowledged is there, and the rest whole or not at all.
+"""After a crash at any point, all that was acknowledged is there, and the rest whole or not at all.
 
-Recorded disks, rebuilt as a crash may leave them. With ``THREADLOOM_EVERY_IMAGE=1`` every image of every point is looked
-at, which takes minutes; otherwise some, spread evenly, with all kinds of crash among them.
+Recorded disks, rebuilt as a crash may leave them. With ``THREADLOOM_EVERY_IMAGE=1`` every image of every point is
+looked at, which takes minutes; otherwise some, spread evenly, with all kinds of crash among them.
 """
 
 import hashlib
@@ -14,21 +14,34 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from tests.crash_stories import STORIES, Durability, Story, difference, directory_in_memory, shown, without_deltas, works
+from tests.crash_stories import (
+    STORIES,
+    Durability,
+    Story,
+    difference,
+    directory_in_memory,
+    shown,
+    without_deltas,
+    works,
+)
 from tests.disk_calls import HOUSE, intercept
 from tests.recorded_disk import KINDS, RecordedDisk, Tree, after_kill, after_power_cut
 from threadloom import FileStore
-from threadloom.testing._stage import picture
+from threadloom.testing._stage import ThreadPicture, picture
 
 EVERY_IMAGE = bool(os.environ.get("THREADLOOM_EVERY_IMAGE"))
 KILLED = "killed"
+Allowed = dict[str, list[ThreadPicture | None]]
 SOME_IMAGES = 130
 MOST_FAILURES = 5  # that are told of at once
 
-# What is no sign of damage: the workers of a process that died are missed, and its journals are carried out.
-TOLD_OF_ANY_CRASH = {"run reclaimed", "write finished for a process that is gone"}
-# Nor are the limits of the machine, which all who work on it share.
-TOLD_OF_THE_MACHINE = {"inotify unavailable", "inotify limit reached"}
+# What is told of any crash, and of the limits of a machine on which others work too: no sign of damage.
+HARMLESS = {
+    "run reclaimed",
+    "write finished for a process that is gone",
+    "inotify unavailable",
+    "inotify limit reached",
+}
 
 
 @pytest.fixture
@@ -111,30 +124,30 @@ async def check(story: Story, images: list[Image], base: Path, told: Told, durab
         told.messages.clear()
         try:
             await look_at(image, directory / "store", allowed, durability)
-            loud = [message for message in told.messages if message.split(":")[0] not in TOLD_OF_ANY_CRASH | TOLD_OF_THE_MACHINE]
+            loud = [message for message in told.messages if message.split(":")[0] not in HARMLESS]
             assert not loud, f"was told: {loud}"
-        except Exception as error:  # all are looked at, and what they have in common is the news
+        except Exception as error:  # noqa: BLE001 - all are looked at, and what they have in common is the news
             last = story.disk.effects[image.recorded - 1]
             failures.append(f"{image} after {last}: {type(error).__name__}: {str(error)[:1_000]}")
         shutil.rmtree(directory)
-    print(f"{len(looked_at)} images, {len(failures)} failures")
     assert not failures, "\n".join([f"{len(failures)} of {len(looked_at)} images:", *failures[:MOST_FAILURES]])
 
 
-async def look_at(image: Image, root: Path, allowed: dict, durability: Durability) -> None:
+async def look_at(image: Image, root: Path, allowed: Allowed, durability: Durability) -> None:
     async with FileStore(root, durability=durability) as store:
         ids = await store.list_thread_ids()
         assert set(ids) <= allowed.keys()
-        for thread_id in allowed:
+        for thread_id, may_be in allowed.items():
             seen = await shown(store, thread_id)
-            may_be = allowed[thread_id]
             if image.kind != KILLED:
-                seen, may_be = without_deltas(seen), [without_deltas(picture) for picture in may_be]
-            assert seen in may_be, "; or ".join(difference(seen, picture, thread_id) for picture in may_be)
+                seen, may_be = without_deltas(seen), [without_deltas(one) for one in may_be]
+            assert seen in may_be, "; or ".join(difference(seen, one, thread_id) for one in may_be)
         await works(store, image.recorded)
         before = await picture(store)
         for thread in before:
-            assert not any(page.damaged for page in (thread.messages, thread.runs, *thread.steps)), f"damaged: {thread}"
+            damaged = [*thread.messages.damaged, *thread.runs.damaged]
+            damaged += [error for steps in thread.steps for error in steps.damaged]
+            assert not damaged, f"damaged: {damaged}"
     left = [path for place in ("tmp", "trash") for path in (root / ".threadloom" / place).iterdir()]
     assert not left, f"left behind: {left}"
     if EVERY_IMAGE or image.recorded % 5 == 0:

@@ -71,7 +71,7 @@ class Claims:
         # When to look again at a thread in which nothing changes by itself until then.
         self._delayed: dict[str, int] = {}
 
-    def take(self, taking: Taking) -> Work[Taken]:
+    def take(self, taking: Taking) -> Work[Taken]:  # noqa: C901 - what may happen to one thread, each case by itself
         """Take the oldest run that is due, which is noted in ``taking`` too, or say when there is one next."""
         now_ns = self._now()
         for delayed_id, due_ns in list(self._delayed.items()):
