@@ -48,6 +48,8 @@ class FaultyDisk:
         self.changes.append(call.name)
         if self._at is None or number < self._at or (number > self._at and not self._lasts):
             return self._through(call)
+        if self._fault == "short" and call.name not in WRITES:
+            return self._through(call)
         if self._fault == "short":
             fd, data, *rest = call.args
             return self._through(evolve(call, args=(fd, data[: max(1, len(data) // 2)], *rest)))

@@ -245,13 +245,13 @@ class Journal:
     def end(self) -> None:
         """Give the journal up. Where it is still needed it stays, as that of a process that is dead."""
         file, self._file = self._file, None
-        if file is not None and not file.open_acts and not (self._power and file.size > file.header_bytes):
-            self.retiring.append(file)
-            self._remove(file)
-        elif file is not None:
+        if file is not None:
             self.retiring.append(file)
             with suppress(OSError):
-                self.retire()
+                if file.open_acts or (self._power and file.size > file.header_bytes):
+                    self.retire()
+                else:
+                    self._remove(file)
         for left in self.retiring:
             disown(left.fd)
         self.retiring.clear()
