@@ -74,9 +74,9 @@ def difference(seen: Any, expected: Any, where: str = "") -> str:
     return f"{where} is {str(seen)[:200]}, not {str(expected)[:200]}"
 
 
-async def works(store: FileStore, seed: int) -> None:
+async def works(store: FileStore, seed: int, new_id: str = "new") -> None:
     """Use what is there: a thread that was in the story, and one that is new."""
-    new = await store.create_thread(a_thread("new"))
+    new = await store.create_thread(a_thread(new_id))
     ids = sorted({*await store.list_thread_ids()} - {new.id})
     for thread_id in [new.id, *([ids[seed % len(ids)]] if ids else [])]:
         await store.append_message(thread_id, Message.user(thread_id, "weiter ☕"))

@@ -23,7 +23,7 @@ from threadloom.testing import ManualClock
 from threadloom.testing._stage import ThreadPicture, picture
 
 EVERY_FAULT = bool(os.environ.get("THREADLOOM_EVERY_FAULT"))
-SOME_FAULTS = 6  # of one method, that come once; and as many that stay
+SOME_FAULTS = 4  # of one method, that come once; and as many that stay
 MOST_FAILURES = 5  # that are told of at once
 
 
@@ -266,7 +266,7 @@ async def test_a_fault_at_closing_loses_nothing(durability, base, disk):
         async with FileStore(root, durability=durability) as again:
             if await picture(again) != before:
                 failures.append(f"{failing}: something is lost")
-            await works(again, 0)
+            await works(again, 0, "newer")
         shutil.rmtree(root)
         return changes
 

@@ -103,6 +103,7 @@ class Runs:
         self._now = time_ns
         self.turns = turns
         self._known_logs: OrderedDict[tuple[str, str], _KnownLog] = OrderedDict()
+        self._last_sequence = 0
 
     # Runs
 
@@ -114,8 +115,9 @@ class Runs:
             if on_busy == "reject" and not run.status.is_terminal:
                 yield from self._check_not_busy(thread_id, turn)
             now_ns = self._now()
-            # By the clock between threads, strictly rising within one, whatever the clock does.
-            sequence = max(now_ns // 1_000, turn.last_sequence + 1)
+            # By the clock between processes; rising strictly in a thread, and in a process, whatever the clock does.
+            sequence = max(now_ns // 1_000, turn.last_sequence + 1, self._last_sequence + 1)
+            self._last_sequence = sequence
             change = lifecycle.create(
                 run,
                 sequence=sequence,
