@@ -79,26 +79,29 @@ class Claims:
         now_ns = self._now()
         self._look_again(now_ns, adopt=taking.adopt)
         settled: list[Run] = []
-        locked: list[str] = []
+        left: list[str] = []
         claim: Claim | None = None
         while claim is None and (first := self.candidates.first()) is not None:
             thread_id, place = first
             try:
                 claim = taking.claim = yield from self._take_from(thread_id, place, taking, now_ns, settled)
             except LockedElsewhereError:
-                locked.append(thread_id)
+                left.append(thread_id)
             except ThreadNotFoundError:
                 self._runs.turns.forget(thread_id)
             except JournalError:
-                for left_id in (*locked, thread_id):
+                for left_id in (*left, thread_id):
                     self.candidates.look_at(left_id)
                 raise
             except (StoreError, OSError) as error:
-                # Of one thread only: the others go on. It is looked at again when something changes in it.
+                # Of one thread only: the others go on. A damaged one is looked at again when something changes in it,
+                # one that could not be read or written soon, for that may pass.
                 _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
-        for locked_id in locked:
-            self.candidates.look_at(locked_id)
-        return Taken(claim, self._next_due(now_ns), tuple(settled), bool(locked))
+                if isinstance(error, OSError):
+                    left.append(thread_id)
+        for left_id in left:
+            self.candidates.look_at(left_id)
+        return Taken(claim, self._next_due(now_ns), tuple(settled), bool(left))
 
     def _look_again(self, now_ns: int, *, adopt: bool) -> None:
         for thread_id, due_ns in list(self._delayed.items()):

@@ -11,13 +11,13 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-__all__ = ["Disk", "ForeignWriteError", "Held", "LogFile", "digest"]
+__all__ = ["Disk", "ForeignWriteError", "Held", "LogFile", "digest", "naming"]
 
 _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
@@ -38,6 +38,16 @@ class ForeignWriteError(Exception):
 def digest(data: bytes) -> str:
     """Return what tells one content of a record from another."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error tell of ``path`` where the system did not: it knows descriptors only by their numbers."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 class Held:
@@ -280,8 +290,9 @@ class Disk:
         """Write a file in place. For what can be rebuilt: a crash may leave it torn, and it is never synced."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            os.pwrite(fd, data, 0)
-            os.ftruncate(fd, len(data))
+            with naming(path):
+                os.pwrite(fd, data, 0)
+                os.ftruncate(fd, len(data))
         finally:
             os.close(fd)
 
@@ -352,7 +363,8 @@ class Disk:
         """Make durable what a file holds, or which names a directory has."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            with naming(path):
+                os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -360,7 +372,8 @@ class Disk:
         """Make durable all that anybody has written on the file system."""
         fd = os.open(self._temporary, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _sync_file_system(fd)
+            with naming(self._temporary):
+                _sync_file_system(fd)
         finally:
             os.close(fd)
 
@@ -404,8 +417,9 @@ def _write_new(path: Path, data: bytes) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        with naming(path):
+            while view:
+                view = view[os.write(fd, view) :]
     except BaseException:
         os.close(fd)
         raise

@@ -22,7 +22,7 @@ from typing import Any, Final
 import orjson
 from attrs import define, field
 
-from threadloom.stores.files._disk import Disk
+from threadloom.stores.files._disk import Disk, naming
 from threadloom.stores.files._owner import disown, opened, own, this_process
 from threadloom.stores.files._writes import Write, to_json
 
@@ -62,6 +62,7 @@ class JournalFile:
     done: int = 0
     open_acts: dict[int, Act] = field(factory=dict)
     is_torn: bool = False
+    end: int = 0
 
     @property
     def size(self) -> int:
@@ -71,11 +72,13 @@ class JournalFile:
     def append(self, data: bytes) -> None:
         """Add whole lines in one write, or raise, and what was added counts for nothing."""
         before = self.size
-        if self.is_torn:
+        # Also where others have added lines: the last may be torn.
+        if self.is_torn or before != self.end:
             data = b"\n" + data
         self.is_torn = True
         written = os.write(self.fd, data)
         self.is_torn = False
+        self.end = before + written
         if written != len(data):
             self.is_torn = True
             with suppress(OSError):
@@ -110,7 +113,9 @@ class Journal:
         return self._power
 
     def begin(self) -> JournalFile:
-        """Make the journal's file: locked before it can be seen, durable before it is relied upon."""
+        """Make the journal's file, unless it is there: locked before it can be seen, durable before it counts."""
+        if self._file is not None:
+            return self._file
         path = self._directory / f"{self._name}-{self._count}"
         self._count += 1
         try:
@@ -243,13 +248,13 @@ class Journal:
     def end(self) -> None:
         """Give the journal up. Where it is still needed it stays, as that of a process that is dead."""
         file, self._file = self._file, None
-        if file is not None and not file.open_acts and not (self._power and file.size > file.header_bytes):
-            self.retiring.append(file)
-            self._remove(file)
-        elif file is not None:
+        if file is not None:
             self.retiring.append(file)
             with suppress(OSError):
-                self.retire()
+                if file.open_acts or (self._power and file.size > file.header_bytes):
+                    self.retire()
+                else:
+                    self._remove(file)
         for left in self.retiring:
             with suppress(OSError):
                 os.rename(left.path, f"{left.path}{LEFT}")
@@ -260,7 +265,7 @@ class Journal:
 def add_entries(path: Path, entries: list[Entry], *, sync: bool) -> None:
     """Add lines to a journal, whosever it is."""
     data = b"".join(_dumped(entry) for entry in entries)
-    with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+    with opened(path, os.O_WRONLY | os.O_APPEND) as fd, naming(path):
         if os.write(fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if sync:

@@ -17,6 +17,7 @@ from typing import Final
 from attrs import define
 
 from threadloom.ids import is_id
+from threadloom.stores.files._disk import naming
 from threadloom.stores.files._owner import disown, holder_of, lives, our_key, own, this_process
 
 __all__ = ["Life", "Peer", "Peers"]
@@ -36,14 +37,21 @@ class Life:
         self._beats = 0
         self._fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         own(self._fd)
-        self.beat()
-        os.pwrite(self._fd, f"{this_process()}\n".encode(), _COUNTER_BYTES)
-        os.rename(temporary, path)
+        try:
+            self.beat()
+            os.pwrite(self._fd, f"{this_process()}\n".encode(), _COUNTER_BYTES)
+            os.rename(temporary, path)
+        except BaseException:
+            disown(self._fd)
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
 
     def beat(self) -> None:
         """Say that the process still does what its event loop asks of it."""
         self._beats += 1
-        os.pwrite(self._fd, f"{self._beats:0{_COUNTER_DIGITS}}\n".encode(), 0)
+        with naming(self._path):
+            os.pwrite(self._fd, f"{self._beats:0{_COUNTER_DIGITS}}\n".encode(), 0)
 
     def end(self) -> None:
         """Give the claim to be alive up. The file stays, and tells the others to look for what was left."""

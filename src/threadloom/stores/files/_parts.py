@@ -113,31 +113,38 @@ class Parts:
     def prepare(self) -> bool:
         """Make the store's own directories, and whole what a crash has cut off; return whether its index is right."""
         made = [self.disk.make_directories(directory) for directory in self._layout.own_directories]
-        is_indexed = self._check_format()
+        is_indexed = self._is_indexed()
+        # From now on what is being written is known to belong to somebody who lives.
+        self.journal.begin()
+        if is_indexed is None:
+            self._write_format()
         if self.journal.power:
             for directory in dict.fromkeys(path for paths in made for path in paths):
                 self.disk.sync(directory)
         self.redo.after_power_cut()
-        self.journal.begin()
-        return is_indexed
+        self.redo.clear_up()
+        return bool(is_indexed)
 
-    def _check_format(self) -> bool:
+    def _is_indexed(self) -> bool | None:
+        """Return whether the index can be trusted, or none where there is no store yet."""
         try:
             found = self.disk.read(self._layout.format)
         except FileNotFoundError:
             found = b""
         if not found.strip(b"\0"):  # new, or what a power cut has left of it
-            self.disk.replace(self._layout.format, FORMAT)
-            if self.journal.power:
-                self.disk.sync(self._layout.format)
-                self.disk.sync(self._layout.own)
-            return False
+            return None
         if found != FORMAT:
             raise SerializationError(self._layout.format, f"it names format {found[:20]!r}, and this is format 1")
         try:
             return _BOOT is not None and self.disk.read(self._layout.boot) == _BOOT
         except FileNotFoundError:
             return False
+
+    def _write_format(self) -> None:
+        self.disk.replace(self._layout.format, FORMAT)
+        if self.journal.power:
+            self.disk.sync(self._layout.format)
+            self.disk.sync(self._layout.own)
 
     def note_boot(self) -> None:
         """Write down that the index is right for this start of the machine: unsynced, it is for no later one."""

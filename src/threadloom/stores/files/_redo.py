@@ -30,7 +30,7 @@ from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, LogFile
 from threadloom.stores.files._journal import LEFT, Act, add_entries, parsed_entry
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import LockedElsewhereError, locked
-from threadloom.stores.files._owner import Key, holder_of, is_our_key, lives, our_key
+from threadloom.stores.files._owner import Key, holder_of, is_our_key, lives, opened, our_key
 from threadloom.stores.files._writes import Append, Make, Put, Unchanged, Write, from_json
 
 __all__ = ["Redo", "retractions"]
@@ -126,6 +126,7 @@ class Redo:
     def everywhere(self) -> None:
         """Carry out what was left in any thread, and remove the journals; what cannot be done now is left for later."""
         with self._mutex:
+            self._finish_own()
             try:
                 for journal in self._look():
                     self._bury(journal)
@@ -150,6 +151,13 @@ class Redo:
         """Keep an act of this process that stands half done until its thread is next locked."""
         with self._mutex:
             self._open_acts.setdefault(act.thread_id, []).append((act, close))
+
+    def _finish_own(self) -> None:
+        """Finish in the files what this process has half done, so that no reader sees it so; a writer closes it."""
+        for thread_id, acts in self._open_acts.items():
+            with suppress(LockedElsewhereError, OSError), locked(self._layout.thread(thread_id)):
+                for act, _ in acts:
+                    self._carry_out(_Told(act.number, 0, act.thread_id, act.writes), {}, is_torn=False)
 
     def _carry_out_own(self, act: Act, close: Callable[[Act], object]) -> None:
         try:
@@ -218,6 +226,28 @@ class Redo:
             return True
         seen = digest(found)
         return any(seen in {put.old, digest(put.data)} or _is_torn(found, put.data) for put in puts)
+
+    def clear_up(self) -> None:
+        """Remove what was being written by those who left no journal, and the rest of threads that were deleted."""
+        written = self._disk.names(self._layout.temporary)
+        stores = {name.partition("-")[0] for name in self._names()}  # looked for later: a journal is written there too
+        left = [self._layout.temporary / name for name in written if name.partition("-")[0] not in stores]
+        trash = [self._layout.trash / name for name in self._disk.names(self._layout.trash)]
+        with suppress(OSError):  # whoever is the next to open the store tries again
+            for path in (*left, *trash):
+                if not self._is_held(path):
+                    self._disk.remove_tree(path)
+
+    @staticmethod
+    def _is_held(path: Path) -> bool:
+        """Return whether somebody who lives is making a file that is locked from its beginning."""
+        try:
+            if our_key(path) is not None:
+                return True
+            with opened(path, os.O_RDONLY) as fd:
+                return holder_of(fd) is not None
+        except FileNotFoundError:
+            return False
 
     def _is_old(self, name: str) -> bool:
         try:
@@ -381,8 +411,11 @@ class Redo:
             self._disk.create_directory(path, files)
             return
         for name, data in files.items():
-            if not self._disk.exists(path / name) or _is_torn(self._disk.read(path / name), data):
+            found = self._disk.read(path / name) if self._disk.exists(path / name) else b""
+            if _is_torn(found, data):
                 self._disk.replace(path / name, data)
+            elif path.joinpath(name).suffix == ".jsonl" and _is_torn(found[: len(data)], data):
+                self._disk.write_at(path / name, 0, data)  # a log, that had grown since, and of which the rest was kept
 
     def _put(self, put: Put, older: dict[Path, set[str]], *, is_torn: bool) -> None:
         try:
