@@ -105,7 +105,7 @@ class Check:
                 judge = self._judge(thread_id)
                 for _ in judge.look():
                     pass
-                mended = (yield from self._mend(thread_id, judge.found, refused)) if self._fix else []
+                mended = (yield from self._mend(judge.found, refused)) if self._fix else []
                 fixed += [self._problem(finding, is_fixed=True) for finding in mended]
                 if not mended:
                     break
@@ -127,14 +127,14 @@ class Check:
                 stack.enter_context(locked(self._layout.thread(thread_id)))
             yield
 
-    def _mend(self, thread_id: str, found: list[Finding], refused: dict[Path, Exception]) -> Work[list[Finding]]:
+    def _mend(self, found: list[Finding], refused: dict[Path, Exception]) -> Work[list[Finding]]:
         """Mend what comes first of what is found; return what was mended, and note what did not let itself be."""
         stage = min((finding.mend.stage for finding in found if finding.mend is not None), default=None)
         now = [finding for finding in found if finding.mend is not None and finding.mend.stage is stage]
         mended: list[Finding] = []
         if now:
             # What is mended must not be found other than a journal has it, and be taken for lost.
-            self._parts.committer.forget(thread_id)
+            self._parts.committer.make_durable()
         for path in {finding.path: None for finding in now}:
             group = [finding for finding in now if finding.path == path]
             mends = [finding.mend for finding in group if finding.mend is not None]

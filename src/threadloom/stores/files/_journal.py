@@ -6,15 +6,17 @@ are not: what was written while the journal grew is made durable in one go when 
 
 A line is the checksum of a JSON object, and the object: an act; or ``done``, the number up to which all acts are in the
 files; ``aborted``, an act that came to nothing; ``retracted``, one whose messages were taken back; ``redone``, one that
-another process has carried out; ``forget``, a thread that is being deleted, of which nothing above counts.
+another process has carried out; ``syncing`` and ``synced``, between which all that was done by then became durable.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import time
 import zlib
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +28,7 @@ from threadloom.stores.files._disk import Disk, naming
 from threadloom.stores.files._owner import disown, opened, own, this_process
 from threadloom.stores.files._writes import Write, to_json
 
-__all__ = ["LEFT", "Act", "Journal", "JournalError", "add_entries", "parsed_entry"]
+__all__ = ["LEFT", "Act", "Journal", "JournalError", "add_entries", "make_durable", "parsed_entry"]
 
 Entry = dict[str, Any]
 
@@ -202,12 +204,6 @@ class Journal:
                 self._rotate()
             raise JournalError(error.errno, error.strerror, str(file.path)) from error
 
-    def forget(self, thread_id: str) -> None:
-        """Say in all journals, also of other processes, that nothing they say of a thread counts any more."""
-        for name in self._disk.names(self._directory):
-            with suppress(FileNotFoundError):
-                add_entries(self._directory / name, [{"forget": thread_id}], sync=self._power)
-
     # Files
 
     def end_batch(self) -> bool:
@@ -234,10 +230,10 @@ class Journal:
         retiring = [file for file in self.retiring if not file.open_acts]
         if not retiring:
             return
-        self._disk.sync_all()
+        make_durable(self._disk, self._directory, leaving={file.path.name for file in retiring})
         for file in retiring:
             self._remove(file)
-        # The names must not come back: they would tell of a thread that was deleted since.
+        # The names must not come back: they would tell of what was overtaken since.
         self._disk.sync(self._directory)
 
     def _remove(self, file: JournalFile) -> None:
@@ -262,9 +258,27 @@ class Journal:
         self.retiring.clear()
 
 
+def make_durable(disk: Disk, directory: Path, *, leaving: Container[str] = ()) -> None:
+    """Make durable what is in the files, and say so in the journals, but for those that are going to be removed.
+
+    What an act has put there may look as it did before an earlier act, of another journal: that one must not be made
+    once more after its successor's journal is gone. So each journal is told before, and one that it came to pass.
+    """
+    mark = secrets.token_hex(8)
+    names = disk.names(directory)
+    for name in names:
+        with suppress(FileNotFoundError):
+            add_entries(directory / name, [{"syncing": mark}], sync=False)
+    disk.sync_all()
+    for name in names:
+        if name not in leaving:
+            with suppress(FileNotFoundError):
+                add_entries(directory / name, [{"synced": mark}], sync=True)
+
+
 def add_entries(path: Path, entries: list[Entry], *, sync: bool) -> None:
     """Add lines to a journal, whosever it is."""
-    data = b"".join(_dumped(entry) for entry in entries)
+    data = b"\n" + b"".join(_dumped(entry) for entry in entries)  # the last line there may be torn
     with opened(path, os.O_WRONLY | os.O_APPEND) as fd, naming(path):
         if os.write(fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -233,7 +233,8 @@ class Runs:
             if not force:
                 yield from self._check_not_busy(thread_id, self.turns.read(thread_id))
             run_ids = self._run_ids(thread_id)
-            self._committer.forget(thread_id)
+            # No journal is to tell of it when it is gone, or another has taken its place.
+            self._committer.make_durable()
             self._disk.move(self._layout.thread(thread_id), trash)
             if self._committer.power:
                 self._disk.sync(self._layout.root)
