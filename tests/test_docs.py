@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
@@ -665,11 +666,35 @@ async def test_the_names_of_what_is_no_thread_are_those_on_the_page(tmp_path):
         run = await store.create_run(thread.id, Run.new(thread.id, model="any"))
         index = json.loads(layout.turn(thread.id).read_bytes())
         assert layout.marker(thread.id).read_bytes() == b""
+        assert store._parts.indexing is not None
+        await store._parts.indexing
     rows = [plain(row["name"]) for row in tables(FORMAT, ".threadloom/")[0]]
     said = {name.split("/")[0] for name in rows}
     assert said == {path.name for path in vars(layout).values() if path.parent == layout.own}
     assert {path.name for path in layout.own.iterdir()} <= said
     boot = layout.boot.read_text().strip()
     assert index == {"boot": boot, "sequence": run.sequence, "active": [[run.sequence, run.id]]}
-    [example] = blocks("json", FORMAT, ".threadloom/")
-    assert json.loads(example).keys() == index.keys()
+    assert json.loads(blocks("json", FORMAT, ".threadloom/")[0]).keys() == index.keys()
+
+
+async def test_the_lines_of_a_journal_are_those_on_the_page(tmp_path):
+    async with FileStore(tmp_path) as store:
+        thread = await store.create_thread(Thread.new())
+        await store.append_message(thread.id, Message.user(thread.id, "hello"))
+        await store.update_thread(thread.id, metadata={"a": "b"})
+        journal = store._parts.journal._file
+        assert journal is not None
+        written = os.pread(journal.fd, journal.size, 0)
+    entries = []
+    for line in written.splitlines():
+        checksum, _, text = line.partition(b" ")
+        assert int(checksum, 16) == zlib.crc32(text)
+        entries.append(json.loads(text))
+    [example] = blocks("json", FORMAT, "Journals")
+    acts = [entry for entry in entries if "act" in entry]
+    assert {tuple(act) for act in acts} == {tuple(json.loads(example))}
+    entry_rows, write_rows = tables(FORMAT, "Journals")
+    kinds = {plain(row["keys"]) for row in write_rows}
+    assert {", ".join(write) for act in acts for write in act["writes"]} == kinds
+    assert {next(iter(entry)) for entry in entries} - {"journal"} <= {plain(row["key"]) for row in entry_rows}
+    assert entries[0].keys() == {"journal", "boot", "durability"}

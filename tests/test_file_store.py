@@ -253,33 +253,49 @@ async def test_a_message_of_many_blocks_is_read_from_either_end(store, thread):
 # What lasts
 
 
-async def test_each_write_is_synced_and_a_delta_is_not(tmp_path, monkeypatch):
+async def test_each_write_is_synced_in_the_journal_before_its_files_are_touched_and_a_delta_is_not(
+    tmp_path, monkeypatch
+):
     synced = []
-    plain = os.fsync
+    plain = os.fdatasync
 
-    def fsync(descriptor):
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+    def fdatasync(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        [messages] = [*tmp_path.glob("thread_*/messages.jsonl")] or [Path(os.devnull)]
+        written = os.pread(descriptor, os.fstat(descriptor).st_size, 0)  # another descriptor would take the lock along
+        synced.append((path.parent.name, written, messages.read_bytes()))
         plain(descriptor)
 
-    def just_synced():
-        names = [path.name for path in synced if ".threadloom/tmp" not in str(path)]
-        synced.clear()
-        return names
-
-    monkeypatch.setattr(os, "fsync", fsync)
     async with FileStore(tmp_path) as store:
         thread = await store.create_thread(Thread.new())
         run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
         claim = await taken(store)
-        message = Message.assistant(thread.id, "one", run_id=run.id)
+        message = Message.assistant(thread.id, "the word", run_id=run.id)
         begun = attrs.evolve(message, status=MessageStatus.IN_PROGRESS, content=())
         await store.write_run(claim.lease, RunWrite(items=(begun,)))
-        assert just_synced()[-1] == "events.jsonl"
-        await store.write_run(claim.lease, RunWrite(items=(MessageDelta(message.id, "one"),)))
-        assert just_synced() == []
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        await store.write_run(claim.lease, RunWrite(items=(MessageDelta(message.id, "the word"),)))
+        assert synced == []
         await store.write_run(claim.lease, RunWrite(items=(message,), status=RunStatus.COMPLETED))
-        # The record's content is synced while it has no name yet; then each log and directory once.
-        assert sorted(just_synced()) == sorted(["messages.jsonl", thread.id, run.id, "events.jsonl"])
+        [(directory, journal, messages)] = synced
+        assert directory == "journals"
+        assert journal.count(b"the word") == 3, "the delta, the message, and the event that says so"
+        assert messages == b""
+        assert [message.text for message in await store.list_messages(thread.id)] == ["the word"]
+
+
+async def test_what_waits_at_the_same_moment_shares_one_sync(tmp_path, monkeypatch):
+    synced = []
+    plain = os.fdatasync
+
+    def fdatasync(descriptor):
+        synced.append(descriptor)
+        plain(descriptor)
+
+    async with FileStore(tmp_path) as store:
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        await asyncio.gather(*[store.create_thread(Thread.new()) for _ in range(64)])
+        assert len(synced) == 1
 
 
 # Locks of other processes
@@ -404,13 +420,13 @@ class ForeignWrite:
         self.writes = 0
         monkeypatch.setattr(store._parts.disk, "rewrite", self)
 
-    def __call__(self, held, data):
+    def __call__(self, held, data, *stacks):
         if held.path == self._path and self.writes == 0:
             self.writes += 1
             foreign = self._path.with_name("foreign")
             foreign.write_text(json.dumps(self._change(json.loads(self._path.read_bytes()))))
             foreign.replace(self._path)
-        self._plain(held, data)
+        self._plain(held, data, *stacks)
 
 
 async def test_an_act_that_starts_over_after_a_foreign_write_keeps_its_message_once(store, thread, monkeypatch):
@@ -477,17 +493,18 @@ async def test_a_run_that_another_program_queued_in_the_middle_of_its_message_is
     assert [message.id for message in await store.list_messages(thread.id)] == [reply.id]
 
 
-async def test_a_claim_whose_disk_fails_leaks_no_lease(store, thread, monkeypatch):
-    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
-
-    def fail():
+async def test_a_claim_whose_disk_fails_leaks_no_lease(tmp_path, monkeypatch):
+    def fail(descriptor):
         monkeypatch.undo()
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(store._parts.writer, "_finish", fail)
-    with pytest.raises(StoreIOError):
-        await store.try_claim_run("worker")
-    assert (await taken(store)).run.id == run.id
+    async with FileStore(tmp_path) as store:
+        thread = await store.create_thread(Thread.new())
+        run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+        monkeypatch.setattr(os, "fdatasync", fail)
+        with pytest.raises(StoreIOError):
+            await store.try_claim_run("worker")
+        assert (await taken(store)).run.id == run.id
 
 
 async def test_a_thread_that_takes_the_place_of_another_knows_nothing_of_it(store):

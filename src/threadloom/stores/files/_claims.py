@@ -16,10 +16,12 @@ from threadloom.events import RunLog
 from threadloom.lifecycle import Change, Lease, RunRecord
 from threadloom.models import Run, RunStatus
 from threadloom.store import Claim
+from threadloom.stores.files._journal import JournalError
 from threadloom.stores.files._lock import LockedElsewhereError
 from threadloom.stores.files._queue import Candidates
 from threadloom.stores.files._runs import Runs
 from threadloom.stores.files._threads import Threads
+from threadloom.stores.files._writer import Work
 
 __all__ = ["Claims", "Reclaimed", "Taken", "Taking"]
 
@@ -69,7 +71,7 @@ class Claims:
         # When to look again at a thread in which nothing changes by itself until then.
         self._delayed: dict[str, int] = {}
 
-    def take(self, taking: Taking) -> Taken:
+    def take(self, taking: Taking) -> Work[Taken]:
         """Take the oldest run that is due, which is noted in ``taking`` too, or say when there is one next."""
         now_ns = self._now()
         for delayed_id, due_ns in list(self._delayed.items()):
@@ -81,11 +83,14 @@ class Claims:
         claim: Claim | None = None
         while claim is None and (thread_id := self.candidates.first()) is not None:
             try:
-                claim = taking.claim = self._take_from(thread_id, taking.worker_id, now_ns, settled)
+                claim = taking.claim = yield from self._take_from(thread_id, taking.worker_id, now_ns, settled)
             except LockedElsewhereError:
                 locked.append(thread_id)
             except ThreadNotFoundError:
                 self._runs.turns.forget(thread_id)
+            except JournalError:
+                self.candidates.look_at(thread_id)
+                raise
             except (StoreError, OSError) as error:
                 # Of one thread only: the others go on. It is looked at again when something changes in it.
                 _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
@@ -96,15 +101,15 @@ class Claims:
         next_due = None if waits is None else timedelta(microseconds=microseconds)
         return Taken(claim, next_due, tuple(settled), bool(locked))
 
-    def _take_from(self, thread_id: str, worker_id: str, now_ns: int, settled: list[Run]) -> Claim | None:
+    def _take_from(self, thread_id: str, worker_id: str, now_ns: int, settled: list[Run]) -> Work[Claim | None]:
         with self._threads.locked(thread_id):
-            records = list(self._runs.active_records(thread_id, self._runs.turns.read(thread_id)))
+            records = yield from self._runs.active_records(thread_id, self._runs.turns.read(thread_id))
             for record in [record for record in records if lifecycle.is_overdue(record, now_ns)]:
-                settled.append(self._runs.act_locked(thread_id, record.run.id, self._expiring))
+                settled.append((yield from self._runs.act_locked(thread_id, record.run.id, self._expiring)))
                 records.remove(record)
             run = lifecycle.next_in_turn(record.run for record in records)
             if run is not None and lifecycle.is_due(run, now_ns):
-                return self._claim(run, worker_id)
+                return (yield from self._claim(run, worker_id))
             moments = [record.run.expires_at for record in records if record.run.expires_at is not None]
             if run is not None and run.retry_at is not None:
                 moments.append(run.retry_at)
@@ -118,7 +123,7 @@ class Claims:
         steps = self._runs.open_steps(record.run.thread_id, record.run.id)
         return lifecycle.force_status(record, known, RunStatus.EXPIRED, None, open_steps=steps, now_ns=self._now())
 
-    def _claim(self, run: Run, worker_id: str) -> Claim | None:
+    def _claim(self, run: Run, worker_id: str) -> Work[Claim | None]:
         leases: list[tuple[Lease | None, bool]] = []
 
         def decide(record: RunRecord, known: RunLog) -> Change | None:
@@ -132,9 +137,9 @@ class Claims:
             return change
 
         try:
-            claimed = self._runs.act_locked(run.thread_id, run.id, decide)
+            claimed = yield from self._runs.act_locked(run.thread_id, run.id, decide)
         except OSError:
-            # The record may have been exchanged before the rest could not be written: then the claim stands.
+            # Where what was written could not be taken back either, the claim stands.
             record = self._runs.record(run.thread_id, run.id)
             if not leases or leases[0][0] is None or not lifecycle.holds(record, leases[0][0]):
                 raise
@@ -149,7 +154,7 @@ class Claims:
 
     # Workers that are gone
 
-    def reclaim(self, is_gone: Callable[[str], bool]) -> Reclaimed:
+    def reclaim(self, is_gone: Callable[[str], bool]) -> Work[Reclaimed]:
         """Take every run back whose lease names a worker that is gone, and settle what foreign programs have ended.
 
         It is not complete where a thread was locked by another process at the moment: try again.
@@ -159,7 +164,7 @@ class Claims:
             turn = self._runs.turns.peek(thread_id)
             for _, run_id in () if turn is None else turn.active:
                 try:
-                    self._reclaim_one(thread_id, run_id, is_gone, reclaimed)
+                    yield from self._reclaim_one(thread_id, run_id, is_gone, reclaimed)
                 except LockedElsewhereError:
                     reclaimed.is_complete = False
                 except NotFoundError:
@@ -169,11 +174,13 @@ class Claims:
                     _logger.warning("run set aside", extra=ids, exc_info=error)
         return reclaimed
 
-    def _reclaim_one(self, thread_id: str, run_id: str, is_gone: Callable[[str], bool], reclaimed: Reclaimed) -> None:
+    def _reclaim_one(
+        self, thread_id: str, run_id: str, is_gone: Callable[[str], bool], reclaimed: Reclaimed
+    ) -> Work[None]:
         record = self._runs.record(thread_id, run_id)
         if record.run.status.is_terminal:
             with self._threads.locked(thread_id):
-                list(self._runs.active_records(thread_id, self._runs.turns.read(thread_id)))
+                yield from self._runs.active_records(thread_id, self._runs.turns.read(thread_id))
             reclaimed.runs.append(record.run)
             return
         if not self._is_left(record, is_gone):
@@ -188,7 +195,7 @@ class Claims:
             )
 
         with self._threads.locked(thread_id):
-            run = self._runs.act_locked(thread_id, run_id, decide)
+            run = yield from self._runs.act_locked(thread_id, run_id, decide)
         reclaimed.runs.append(run)
         worker_id = record.lease.worker_id if record.lease is not None else None
         ids = {"thread_id": thread_id, "run_id": run_id, "worker_id": worker_id, "status": run.status}

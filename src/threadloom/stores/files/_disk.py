@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import itertools
 import os
-import secrets
-import shutil
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-__all__ = ["Disk", "ForeignWriteError", "Held", "LogFile"]
+__all__ = ["Disk", "ForeignWriteError", "Held", "LogFile", "digest"]
 
 _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
@@ -27,7 +27,17 @@ _READ_BYTES: Final = 1 << 16
 
 
 class ForeignWriteError(Exception):
-    """A program that does not lock has written the record since we read it; what it wrote stands."""
+    """A program that does not lock has written the record since we read it; what it wrote stands.
+
+    ``appended`` are the places and lines that the act had added to logs by then.
+    """
+
+    appended: tuple[tuple[int, bytes], ...] = ()
+
+
+def digest(data: bytes) -> str:
+    """Return what tells one content of a record from another."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 class Held:
@@ -97,7 +107,7 @@ class LogFile:
         return b"".join(parts)
 
     def append(self, data: bytes) -> None:
-        """Add ``data`` in one write, all of it or, where the disk is full, none."""
+        """Add ``data`` in one write, all of it or, where the disk is full or fails, none."""
         before = self.size
         try:
             written = os.write(self._fd, data)
@@ -114,18 +124,15 @@ class LogFile:
 
 
 class Disk:
-    """Changes to files, and what is still to be made durable of them.
+    """Reads and changes files. Nothing here is synced, but by ``sync`` and ``sync_all``.
 
-    ``power`` says whether a change must outlive a power cut. Then a new file's content is synced before it gets its
-    name, and directories and logs are noted, to be synced once for many changes by ``sync``.
+    What is being written has a name in ``temporary`` that begins with ``name``, the store's own, until it is whole.
     """
 
-    def __init__(self, temporary: Path, *, power: bool) -> None:
+    def __init__(self, temporary: Path, name: str) -> None:
         self._temporary = temporary
-        self._power = power
+        self._prefix = name
         self._names = itertools.count()
-        self._prefix = secrets.token_hex(8)
-        self._unsynced: dict[Path, None] = {}
 
     # Reading
 
@@ -170,63 +177,62 @@ class Disk:
 
     def create(self, path: Path, data: bytes) -> None:
         """Make a new file, whole; ``FileExistsError`` where there is one."""
-        temporary = self._write_temporary(data)
+        temporary = self.temporary_path()
         try:
+            os.close(_write_new(temporary, data))
             _rename_to_new(temporary, path)
-        except OSError:
-            os.unlink(temporary)
+        except BaseException:
+            self.discard(temporary)
             raise
-        self._changed(path.parent)
 
     def create_directory(self, path: Path, files: dict[str, bytes]) -> None:
         """Make a new directory with ``files`` in it, all at once; ``FileExistsError`` where there is something."""
-        temporary = self._temporary / self._name()
+        temporary = self.temporary_path()
         os.mkdir(temporary)
         try:
             for name, data in files.items():
-                self._write(temporary / name, data)
-            if self._power:
-                _sync(temporary)
+                os.close(_write_new(temporary / name, data))
             _rename_to_new(temporary, path)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
+        except BaseException:
+            with suppress(OSError):
+                self.remove_tree(temporary)
             raise
-        self._changed(path.parent)
 
-    def make_directories(self, path: Path) -> None:
-        """Make a directory and its missing parents, unless it is there."""
+    def make_directories(self, path: Path) -> list[Path]:
+        """Make a directory and its missing parents, unless it is there; return the parents of those that were made."""
         if os.path.isdir(path):
-            return
-        self.make_directories(path.parent)
+            return []
+        changed = self.make_directories(path.parent)
         with suppress(FileExistsError):  # made by another process in this moment
             os.mkdir(path)
-        self._changed(path.parent)
+        return [*changed, path.parent]
 
-    def rewrite(self, held: Held, data: bytes) -> None:
+    def rewrite(self, held: Held, data: bytes, undo: ExitStack, after: ExitStack) -> None:
         """Replace the record that was read as ``held``, or raise ``ForeignWriteError`` and leave the other's standing.
 
         The new file and the old exchange places, and then the old one is looked at: had another file taken its place
         in the meantime, it goes back. While it was away a third may have come, and so on; each exchange leaves in hand
         either what was last put there by us, and then the newest foreign file stands, or a still newer one to put back.
-        """
-        temporary = self._temporary / self._name()
-        try:
-            # Open until the end, so that the inode of what we place cannot come back for another file either.
-            with closing(_Descriptor(self._write_open(temporary, data))) as ours:
-                self._exchange(temporary, _identity(os.fstat(ours.fd)), held)
-        finally:
-            self.remove(temporary)
-        self._changed(held.path.parent)
 
-    def _exchange(self, temporary: Path, ours: _Identity, held: Held) -> None:
+        The old file is kept until ``after`` is closed: so closing ``undo``, which puts it back, needs no space.
+        """
+        temporary = self.temporary_path()
+        after.callback(self.discard, temporary)
+        # Open until the end, so that the inode of what we place cannot come back for another file either.
+        with closing(_Descriptor(_write_new(temporary, data))) as ours:
+            placed = _identity(os.fstat(ours.fd))
+            put_back = self._exchange(temporary, placed, held)
+        undo.callback(put_back)
+
+    def _exchange(self, temporary: Path, ours: _Identity, held: Held) -> Callable[[], None]:
         held.check_untouched()
         if not _exchange(temporary, held.path):
             # No exchange on this file system: a look before, and a plain rename. docs/guarantees.md says so.
             held.check_untouched()
             os.rename(temporary, held.path)
-            return
+            return lambda: self._rename_back(held, ours)
         if held.is_what_lies_at(temporary):
-            return
+            return lambda: self._exchange_back(temporary, held.path, ours)
         placed = ours
         with ExitStack() as opened:
             while True:
@@ -236,12 +242,45 @@ class Disk:
                     raise ForeignWriteError
                 placed = foreign.identity
 
+    def _exchange_back(self, temporary: Path, path: Path, ours: _Identity) -> None:
+        if _identity_at(path) == ours:
+            _exchange(temporary, path)
+
+    def _rename_back(self, held: Held, ours: _Identity) -> None:
+        if _identity_at(held.path) != ours:
+            return
+        temporary = self.temporary_path()
+        os.close(_write_new(temporary, held.data))
+        os.rename(temporary, held.path)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Put a whole file at ``path``, whatever lies there. For who knows that nobody else writes it."""
+        temporary = self.temporary_path()
+        try:
+            os.close(_write_new(temporary, data))
+            os.rename(temporary, path)
+        except BaseException:
+            self.discard(temporary)
+            raise
+
     def overwrite(self, path: Path, data: bytes) -> None:
         """Write a file in place. For what can be rebuilt: a crash may leave it torn, and it is never synced."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             os.pwrite(fd, data, 0)
             os.ftruncate(fd, len(data))
+        finally:
+            os.close(fd)
+
+    def write_at(self, path: Path, offset: int, data: bytes) -> None:
+        """Write into a log at a place that is known, for who carries out what a crash has cut off."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view = view[written:]
+                offset += written
         finally:
             os.close(fd)
 
@@ -258,64 +297,63 @@ class Disk:
         """Make an empty file or open the one there is: either way who watches the directory hears of it."""
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
 
-    def appended(self, path: Path, *, is_new: bool) -> None:
-        """Note that a log was appended to, so that ``sync`` makes it durable, and its name too if it is new."""
-        self._changed(path)
-        if is_new:
-            self._changed(path.parent)
-
     def move(self, source: Path, target: Path) -> None:
         """Give a file or directory a name that is not taken."""
         _rename_to_new(source, target)
-        self._changed(source.parent)
 
     def remove(self, path: Path) -> None:
         """Remove a file, unless it is gone."""
         with suppress(FileNotFoundError):
             os.unlink(path)
 
+    def discard(self, path: Path) -> None:
+        """Remove what was written of a file that is not wanted; where that fails it stays until its store is dead."""
+        with suppress(OSError):
+            os.unlink(path)
+
     def remove_tree(self, path: Path) -> None:
-        """Remove a directory and all that is in it."""
-        shutil.rmtree(path)
-
-    def sync(self) -> None:
-        """Make durable what has been changed since the last time; what fails here is not tried again."""
-        unsynced, self._unsynced = self._unsynced, {}
-        for path in unsynced:
-            with suppress(FileNotFoundError):  # removed since, and its directory is in the list
-                _sync(path)
-
-    def _changed(self, path: Path) -> None:
-        if self._power:
-            self._unsynced[path] = None
-
-    def _name(self) -> str:
-        return f"{self._prefix}-{next(self._names)}"
-
-    def _write_temporary(self, data: bytes) -> Path:
-        path = self._temporary / self._name()
+        """Remove a file, or a directory and all that is in it, also while others do the same."""
         try:
-            self._write(path, data)
-        except OSError:
+            with os.scandir(path) as found:
+                entries = list(found)
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
             self.remove(path)
-            raise
-        return path
+            return
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                self.remove_tree(Path(entry.path))
+            else:
+                self.remove(Path(entry.path))
+        with suppress(FileNotFoundError):
+            os.rmdir(path)
 
-    def _write(self, path: Path, data: bytes) -> None:
-        os.close(self._write_open(path, data))
+    def cut(self, path: Path, size: int, data: bytes) -> None:
+        """Take back ``data`` that was appended at ``size``, unless more was appended since."""
+        with LogFile(path, writable=True) as log:
+            if log.size == size + len(data):
+                log.truncate(size)
 
-    def _write_open(self, path: Path, data: bytes) -> int:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    def sync(self, path: Path) -> None:
+        """Make durable what a file holds, or which names a directory has."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            if self._power:
-                os.fsync(fd)
-        except BaseException:
+            os.fsync(fd)
+        finally:
             os.close(fd)
-            raise
-        return fd
+
+    def sync_all(self) -> None:
+        """Make durable all that anybody has written on the file system."""
+        fd = os.open(self._temporary, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _sync_file_system(fd)
+        finally:
+            os.close(fd)
+
+    def temporary_path(self) -> Path:
+        """Return a name for what is being written."""
+        return self._temporary / f"{self._prefix}-{next(self._names)}"
 
 
 _Identity = tuple[int, int, int, int]
@@ -348,15 +386,31 @@ def _read_all(fd: int) -> bytes:
     return b"".join(parts)
 
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _write_new(path: Path, data: bytes) -> int:
+    """Make a file that holds ``data``, and return its descriptor."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        os.fsync(fd)
-    finally:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
-_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_renameat2 = getattr(_libc, "renameat2", None)
+_syncfs = getattr(_libc, "syncfs", None)
+
+
+def _sync_file_system(fd: int) -> None:
+    """Make durable what was written on the file system of ``fd``."""
+    if _syncfs is None:
+        os.sync()
+    elif _syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _rename_with(flag: int, source: Path, target: Path) -> bool:

@@ -18,6 +18,7 @@ class Layout:
         self.queue = self.own / "queue"
         self.turns = self.own / "turns"
         self.lives = self.own / "lives"
+        self.journals = self.own / "journals"
         self.temporary = self.own / "tmp"
         self.trash = self.own / "trash"
         self.damaged = self.own / "damaged"
@@ -25,7 +26,7 @@ class Layout:
     @property
     def own_directories(self) -> tuple[Path, ...]:
         """The directories that a store needs before anything else."""
-        return (self.queue, self.turns, self.lives, self.temporary, self.trash, self.damaged)
+        return (self.queue, self.turns, self.lives, self.journals, self.temporary, self.trash, self.damaged)
 
     def thread(self, thread_id: str) -> Path:
         return self.root / thread_id

@@ -1,21 +1,14 @@
 """Who is alive: a file for each store that takes runs, locked by its process and beaten by its event loop.
 
-The process holds a POSIX lock on the file. The kernel drops it with the process, also when that had
-forked children: a child has copies of the descriptors, but not the locks (a ``flock`` it would keep). What lies in the
-file is a counter. Its workers are dead when nobody has the lock; they are hung when the counter was seen to stand still
-for the length of a lease, in time that the onlooker spent looking: wall clocks decide nothing, and an onlooker that
-slept itself has seen nothing.
-
-A POSIX lock has two traps, for which ``_OURS`` is kept: it does not exclude within its own process, and it is dropped
-when the process closes any descriptor of the file. So a process never opens a file of its own.
+What lies in the file is a counter. Its workers are dead when nobody has the lock (``_owner``); they are hung when the
+counter was seen to stand still for the length of a lease, in time that the onlooker spent looking: wall clocks decide
+nothing, and an onlooker that slept itself has seen nothing.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
-import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -24,15 +17,13 @@ from typing import Final
 from attrs import define
 
 from threadloom.ids import is_id
+from threadloom.stores.files._owner import disown, holder_of, is_ours, own
 
 __all__ = ["Life", "Peer", "Peers"]
 
 _COUNTER_DIGITS: Final = 20
 # Not for writing where that can be had: whoever watches the directory would take the end of each look for a death.
 _LOOK: Final = os.O_RDONLY if sys.platform == "linux" else os.O_RDWR
-_FLOCK: Final = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
-_OURS: dict[tuple[int, int], int] = {}
-"""The process that holds the lock of each file that was locked here; a forked child finds its parent's id."""
 
 
 class Life:
@@ -42,11 +33,8 @@ class Life:
         self._path = path
         self._beats = 0
         self._fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._key = _key(os.fstat(self._fd))
-        _OURS[self._key] = os.getpid()
+        own(self._fd)
         self.beat()
-        # It is locked before it can be seen.
         os.rename(temporary, path)
 
     def beat(self) -> None:
@@ -56,8 +44,7 @@ class Life:
 
     def end(self) -> None:
         """Give the claim to be alive up. The file stays, and tells the others to look for what was left."""
-        _OURS.pop(self._key, None)
-        os.close(self._fd)
+        disown(self._fd)
 
 
 @define
@@ -130,35 +117,14 @@ class Peers:
 
     def _look_at(self, path: Path) -> Peer | None:
         try:
-            if _is_ours(os.stat(path)):
+            if is_ours(path):
                 # Whether it is hung is for others to say: who looks is not.
                 return Peer(os.getpid(), secrets.token_bytes(8), is_ours=True)
             fd = os.open(path, _LOOK | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
-            holder = _lock_holder(fd)
+            holder = holder_of(fd)
             return None if holder is None else Peer(holder, os.pread(fd, _COUNTER_DIGITS, 0))
         finally:
             os.close(fd)
-
-
-def _lock_holder(fd: int) -> int | None:
-    """Return the process that has the lock, 0 where it cannot be seen from here, or none where nobody has it."""
-    if sys.platform == "linux":
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, holder = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-        return None if kind == fcntl.F_UNLCK else holder
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return 0
-    return None
-
-
-def _key(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_dev, stat.st_ino
-
-
-def _is_ours(stat: os.stat_result) -> bool:
-    return _OURS.get(_key(stat)) == os.getpid()

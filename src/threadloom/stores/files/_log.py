@@ -18,7 +18,16 @@ from threadloom import codec
 from threadloom.errors import SerializationError
 from threadloom.stores.files._disk import Disk, LogFile
 
-__all__ = ["Line", "append_lines", "dumped_lines", "end_of_lines", "lines", "lines_backward", "parsed"]
+__all__ = [
+    "Line",
+    "append_lines",
+    "dumped_lines",
+    "end_of_lines",
+    "lines",
+    "lines_backward",
+    "mended_end",
+    "parsed",
+]
 
 _BLOCK_BYTES = 1 << 16
 
@@ -26,27 +35,49 @@ Line = tuple[int, bytes]
 """Where a line begins in its file, and the line without its newline."""
 
 
-def append_lines(disk: Disk, path: Path, data: bytes, damaged: Path, *, durable: bool = True) -> int:
+def append_lines(disk: Disk, path: Path, data: bytes, damaged: Path) -> int:
     """Append whole lines to the log at ``path``, and return where they begin.
 
-    A torn last line that is found there is moved to a file of its own in ``damaged`` first.
+    What is found unterminated at its end is judged first, as by ``mended_end``.
     """
     with LogFile(path, writable=True) as log:
-        start = log.size
-        if start and log.read_at(start - 1, 1) != b"\n":
-            begin = end_of_lines(log)
-            tail = log.read_at(begin, start - begin)
-            if _is_json_object(tail):
-                data = b"\n" + data
-                start += 1
-            else:
-                disk.create(damaged / f"{path.parent.name}-{path.name}-{begin}-{secrets.token_hex(4)}", tail)
-                log.truncate(begin)
-                start = begin
+        start = _mend(disk, log, damaged)
         log.append(data)
-    if durable:
-        disk.appended(path, is_new=start == 0)
     return start
+
+
+def mended_end(disk: Disk, path: Path, damaged: Path) -> int:
+    """Return where the next line of a log is going to begin, once what is unterminated at its end has been judged.
+
+    Whole JSON is given its newline; a torn line is moved to a file of its own in ``damaged``.
+    """
+    try:
+        with LogFile(path) as log:
+            if _is_whole(log):
+                return log.size
+    except FileNotFoundError:
+        return 0
+    with LogFile(path, writable=True) as log:
+        return _mend(disk, log, damaged)
+
+
+def _mend(disk: Disk, log: LogFile, damaged: Path) -> int:
+    if _is_whole(log):
+        return log.size
+    size = log.size
+    begin = end_of_lines(log)
+    tail = log.read_at(begin, size - begin)
+    if _is_json_object(tail):
+        log.append(b"\n")
+        return size + 1
+    disk.create(damaged / f"{log.path.parent.name}-{log.path.name}-{begin}-{secrets.token_hex(4)}", tail)
+    log.truncate(begin)
+    return begin
+
+
+def _is_whole(log: LogFile) -> bool:
+    size = log.size
+    return not size or log.read_at(size - 1, 1) == b"\n"
 
 
 def lines(log: LogFile, start: int, stop: int) -> Iterator[Line]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
 from collections.abc import Callable
@@ -18,16 +19,22 @@ from threadloom.clock import Clock
 from threadloom.errors import SerializationError
 from threadloom.models import Run
 from threadloom.stores.files._claims import Claims, Taken, Taking
+from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk
+from threadloom.stores.files._journal import Journal
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._queue import TurnBook
 from threadloom.stores.files._recovery import Recovery
+from threadloom.stores.files._redo import Redo
 from threadloom.stores.files._runs import Runs
 from threadloom.stores.files._threads import Threads
 from threadloom.stores.files._watch import Watch
-from threadloom.stores.files._writer import Hop
+from threadloom.stores.files._writer import Hop, Work
 from threadloom.tasks import until_done
 
 __all__ = ["SLOW_LOOK", "Options", "Parts"]
+
+_logger = logging.getLogger("threadloom")
 
 SLOW_LOOK: Final = timedelta(seconds=15)
 """How often to look at all there is, whatever was heard, as a safety net."""
@@ -62,18 +69,34 @@ class Parts:
 
     def __init__(self, layout: Layout, options: Options, ring: Callable[[Run], None]) -> None:
         self._layout = layout
+        self._loop = asyncio.get_running_loop()
         self._stack = ExitStack()
-        self.disk = Disk(layout.temporary, power=options.durability == "power")
-        self.threads = Threads(layout, self.disk)
-        self.runs = Runs(layout, self.disk, self.threads, options.clock.time_ns, boot=(_BOOT or b"").decode().strip())
-        self._executor = ThreadPoolExecutor(2, thread_name_prefix="threadloom")
-        self.writer = Hop(self._executor, finish=self.disk.sync, lock_patience=options.lock_timeout)
-        self.reader = Hop(self._executor)
+        boot = (_BOOT or b"").decode().strip()
+        power = options.durability == "power"
+        name = secrets.token_hex(8)
+        self.disk = Disk(layout.temporary, name)
+        turns = TurnBook(layout, self.disk, lambda thread_id: self.runs.readable(thread_id), boot)  # noqa: PLW0108 - made below
+        self._redo = Redo(layout, self.disk, boot, turns.rebuild)
+        self.journal = Journal(layout.journals, layout.root, self.disk, name, boot=boot, power=power)
+        committer = Committer(layout, self.disk, self.journal, self._redo)
+        self.threads = Threads(layout, self.disk, committer, self._redo)
+        self.runs = Runs(layout, self.disk, committer, self.threads, turns=turns, time_ns=options.clock.time_ns)
+        self._executor = ThreadPoolExecutor(3, thread_name_prefix="threadloom")
+        self.writer = Hop(
+            self._executor,
+            begin=self._redo.everywhere,
+            finish=self.journal.flush,
+            end=self._end_batch,
+            lock_patience=options.lock_timeout,
+        )
+        self.reader = Hop(self._executor, begin=self._redo.everywhere)
+        self._retiring: asyncio.Task[None] | None = None
         self.watch = Watch()
         life = f"life_{secrets.token_hex(16)}"
         self.claims = Claims(self.threads, self.runs, options.clock.time_ns, options.max_attempts, life)
         self.recovery = Recovery(
             layout,
+            self.disk,
             self.claims,
             writer=self.writer,
             watch=self.watch,
@@ -86,13 +109,26 @@ class Parts:
         self.indexing: asyncio.Task[None] | None = None
 
     def prepare(self) -> bool:
-        """Make the store's own directories; return whether its index can be trusted."""
-        for directory in self._layout.own_directories:
-            self.disk.make_directories(directory)
+        """Make the store's own directories, and whole what a crash has cut off; return whether its index is right."""
+        made = [self.disk.make_directories(directory) for directory in self._layout.own_directories]
+        is_indexed = self._check_format()
+        if self.journal.power:
+            for directory in dict.fromkeys(path for paths in made for path in paths):
+                self.disk.sync(directory)
+        self._redo.after_power_cut()
+        self.journal.begin()
+        return is_indexed
+
+    def _check_format(self) -> bool:
         try:
             found = self.disk.read(self._layout.format)
         except FileNotFoundError:
-            self.disk.make_file(self._layout.format, _FORMAT)
+            found = b""
+        if not found.strip(b"\0"):  # new, or what a power cut has left of it
+            self.disk.replace(self._layout.format, _FORMAT)
+            if self.journal.power:
+                self.disk.sync(self._layout.format)
+                self.disk.sync(self._layout.own)
             return False
         if found != _FORMAT:
             raise SerializationError(self._layout.format, f"it names format {found[:20]!r}, and this is format 1")
@@ -106,10 +142,27 @@ class Parts:
         if _BOOT is not None:
             self.disk.overwrite(self._layout.boot, _BOOT)
 
-    def take(self, taking: Taking) -> Taken:
+    def take(self, taking: Taking) -> Work[Taken]:
         """Take a run for a worker of this store, which counts as alive from now on."""
         self.recovery.join()
         return self.claims.take(taking)
+
+    def _end_batch(self) -> None:
+        if self.journal.end_batch() and self._retiring is None:
+            self._loop.call_soon_threadsafe(self._retire)
+
+    def _retire(self) -> None:
+        """Make the files of full journals durable, beside the work that goes on in a new one."""
+        if self._retiring is None:
+            self._retiring = self._loop.create_task(self._retire_journals(), name="threadloom journals")
+
+    async def _retire_journals(self) -> None:
+        try:
+            await self._loop.run_in_executor(self._executor, self.journal.retire)
+        except OSError as error:
+            _logger.warning("files not made durable", exc_info=error)  # the journals stay; with the next one, again
+        finally:
+            self._retiring = None
 
     def watch_queue(self, heard: Callable[[str | None], None]) -> None:
         self.is_queue_watched = self._stack.enter_context(self.watch.watching(self._layout.queue, heard))
@@ -134,8 +187,15 @@ class Parts:
             await taking.is_over.wait()
         await self.writer.close()
         await self.reader.close()
+        if self._retiring is not None:
+            await asyncio.wait([self._retiring])
         self.recovery.end()
+        await until_done(self._loop.run_in_executor(self._executor, self._end))
         await _shut_down(self._executor)
+
+    def _end(self) -> None:
+        self.journal.end()
+        self._redo.close()
 
 
 async def _shut_down(executor: ThreadPoolExecutor) -> None:

@@ -10,8 +10,9 @@ from typing import TypeVar
 from threadloom import codec
 from threadloom.errors import NotFoundError, SerializationError, StoreBusyError, StoreError, StoreIOError
 from threadloom.stores.files._disk import Disk, ForeignWriteError, Held
+from threadloom.stores.files._writer import Work
 
-__all__ = ["dumped", "read_record", "rewritten", "setting_aside", "start_over_after_foreign_writes"]
+__all__ = ["dumped", "read_record", "rewritten", "setting_aside", "starting_over_after_foreign_writes"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,11 +38,11 @@ def rewritten(held: Held, old: object, new: object) -> bytes:
     return codec.dump_exactly(codec.patched(raw, codec.to_record(old), codec.to_record(new)))
 
 
-def start_over_after_foreign_writes(path: Path, act: Callable[[], R]) -> R:
-    """Return what ``act`` returns, run anew for as long as a program that does not lock writes in between."""
+def starting_over_after_foreign_writes(path: Path, act: Callable[[], Work[R]]) -> Work[R]:
+    """Return what ``act`` returns, made anew for as long as a program that does not lock writes in between."""
     for _ in range(_MOST_ATTEMPTS):
         try:
-            return act()
+            return (yield from act())
         except ForeignWriteError:
             continue
     raise StoreBusyError(f"Another program keeps rewriting {path}: gave up after {_MOST_ATTEMPTS} attempts.")

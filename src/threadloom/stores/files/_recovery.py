@@ -14,10 +14,11 @@ from attrs import frozen
 
 from threadloom.models import Run
 from threadloom.stores.files._claims import Claims
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._life import Life, Peers
 from threadloom.stores.files._watch import Watch
-from threadloom.stores.files._writer import Hop
+from threadloom.stores.files._writer import Hop, Work
 from threadloom.tasks import until_done
 
 __all__ = ["Recovery"]
@@ -47,6 +48,7 @@ class Recovery:
     def __init__(
         self,
         layout: Layout,
+        disk: Disk,
         claims: Claims,
         *,
         writer: Hop,
@@ -55,6 +57,7 @@ class Recovery:
         ring: Callable[[Run], None],
     ) -> None:
         self._layout = layout
+        self._disk = disk
         self._claims = claims
         self._writer = writer
         self._watch = watch
@@ -134,7 +137,7 @@ class Recovery:
     def join(self) -> None:
         """Let this process count as alive on the store, before it takes its first run."""
         if self._life is None:
-            self._life = Life(self._layout.temporary / self._claims.life, self._layout.lives / self._claims.life)
+            self._life = Life(self._disk.temporary_path(), self._layout.lives / self._claims.life)
 
     def end(self) -> None:
         """Let it count as dead: what its workers did not give back is taken by others."""
@@ -142,7 +145,7 @@ class Recovery:
             self._life.end()
             self._life = None
 
-    def _round(self, now: float) -> _Round:
+    def _round(self, now: float) -> Work[_Round]:
         if self._life is not None:
             self._life.beat()
         self._peers.look(now)
@@ -150,7 +153,7 @@ class Recovery:
         runs: tuple[Run, ...] = ()
         is_complete = True
         if gone != self._searched:
-            reclaimed = self._claims.reclaim(self._peers.is_gone)
+            reclaimed = yield from self._claims.reclaim(self._peers.is_gone)
             runs, is_complete = tuple(reclaimed.runs), reclaimed.is_complete
             if is_complete:
                 for life in gone:

@@ -1,8 +1,8 @@
 """What is done to runs and their steps: the synchronous work of each operation.
 
 Every change of a run is one act under the lock of its thread: read the record and what its event log says, let the
-rules of ``lifecycle`` decide, write all that they say. The record is the point at which an act is made or not: it is
-exchanged before steps and events are written, and messages that were appended before it are taken back if it is not.
+rules of ``lifecycle`` decide, write all that they say: messages, record, steps, events, in the order in which readers
+may see them. Against foreign programs the record decides: where it was replaced, the act is not made.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
 
 import attrs
 from attrs import define
@@ -36,6 +34,7 @@ from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
 from threadloom.models import Message, MessageStatus, Run, RunError, RunStatus, RunStep, RunStepStatus
 from threadloom.pages import Page, page_of
 from threadloom.stores.files import _log as log
+from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk, Held, LogFile
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._queue import Turn, TurnBook
@@ -44,9 +43,11 @@ from threadloom.stores.files._records import (
     read_record,
     rewritten,
     setting_aside,
-    start_over_after_foreign_writes,
+    starting_over_after_foreign_writes,
 )
 from threadloom.stores.files._threads import PageRequest, Sight, Threads
+from threadloom.stores.files._writer import Work
+from threadloom.stores.files._writes import Append, Make, Put, Unchanged, Write
 
 __all__ = ["Runs"]
 
@@ -86,24 +87,32 @@ class Runs:
     """Runs, steps and events on disk."""
 
     def __init__(
-        self, layout: Layout, disk: Disk, threads: Threads, time_ns: Callable[[], int], *, boot: str = ""
+        self,
+        layout: Layout,
+        disk: Disk,
+        committer: Committer,
+        threads: Threads,
+        *,
+        turns: TurnBook,
+        time_ns: Callable[[], int],
     ) -> None:
         self._layout = layout
         self._disk = disk
+        self._committer = committer
         self._threads = threads
         self._now = time_ns
-        self.turns = TurnBook(layout, disk, self._readable_runs, boot)
+        self.turns = turns
         self._known_logs: OrderedDict[tuple[str, str], _KnownLog] = OrderedDict()
 
     # Runs
 
-    def create(self, thread_id: str, run: Run, on_busy: OnBusy) -> Run:
+    def create(self, thread_id: str, run: Run, on_busy: OnBusy) -> Work[Run]:
         with self._threads.locked(thread_id):
             if self._disk.exists(self._layout.run(thread_id, run.id)):
                 raise RunAlreadyExistsError(thread_id, run.id)
             turn = self.turns.read(thread_id)
             if on_busy == "reject" and not run.status.is_terminal:
-                self._check_not_busy(thread_id, turn)
+                yield from self._check_not_busy(thread_id, turn)
             now_ns = self._now()
             # By the clock between threads, strictly rising within one, whatever the clock does.
             sequence = max(now_ns // 1_000, turn.last_sequence + 1)
@@ -119,16 +128,15 @@ class Runs:
             else:
                 # The index first: it may name a run that was never made, but must not miss one that was.
                 self.turns.enter(thread_id, turn, sequence, run.id)
-            self._disk.make_directories(self._layout.runs(thread_id))
-            self._disk.create_directory(self._layout.run(thread_id, run.id), files)
+            yield from self._committer.commit(thread_id, Make(self._layout.run(thread_id, run.id), files))
             if run.status is RunStatus.QUEUED:
                 self.turns.announce(thread_id)
             return change.record.run
 
-    def _check_not_busy(self, thread_id: str, turn: Turn) -> None:
-        active = next(self.active_records(thread_id, turn), None)
-        if active is not None:
-            raise ActiveRunError(thread_id, active.run.id)
+    def _check_not_busy(self, thread_id: str, turn: Turn) -> Work[None]:
+        active = yield from self.active_records(thread_id, turn)
+        if active:
+            raise ActiveRunError(thread_id, active[0].run.id)
 
     def get(self, thread_id: str, run_id: str) -> Run:
         return self.record(thread_id, run_id).run
@@ -139,22 +147,23 @@ class Runs:
         runs = list(self._all_runs(thread_id, damaged))
         return attrs.evolve(page_of(runs, _id, "runs of the thread", **request.options), damaged=tuple(damaged))
 
-    def update(self, thread_id: str, run_id: str, change: MetadataChange) -> Run:
+    def update(self, thread_id: str, run_id: str, change: MetadataChange) -> Work[Run]:
         path = self._layout.status(thread_id, run_id)
 
-        def act() -> Run:
+        def act() -> Work[Run]:
             with self._held(thread_id, run_id) as held:
                 old = self._record(thread_id, run_id, held.data)
                 run = attrs.evolve(old.run, metadata=new_metadata(old.run.metadata, change))
-                self._disk.rewrite(held, rewritten(held, old, attrs.evolve(old, run=run)))
+                new = rewritten(held, old, attrs.evolve(old, run=run))
+                yield from self._committer.commit(thread_id, Put.over(held, new))
                 return run
 
         with self._threads.locked(thread_id):
-            return start_over_after_foreign_writes(path, act)
+            return (yield from starting_over_after_foreign_writes(path, act))
 
     def act(
         self, thread_id: str, run_id: str, decide: Callable[[RunRecord, RunLog, list[RunStep]], Change | None]
-    ) -> Run:
+    ) -> Work[Run]:
         """Return the run after the change that ``decide`` makes of it, with the open steps that lie on disk."""
 
         def decide_with_steps(record: RunRecord, known: RunLog) -> Change | None:
@@ -162,33 +171,35 @@ class Runs:
 
         return self._act(thread_id, run_id, decide_with_steps)
 
-    def force_past_lock(self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None) -> Run:
+    def force_past_lock(self, thread_id: str, run_id: str, status: RunStatus, error: RunError | None) -> Work[Run]:
         """Replace a run's record as a program would that does not lock: what its worker left open stays open.
 
         For a force that may not wait. Whoever gets the lock next finds the run ended, and settles it.
         """
         path = self._layout.status(thread_id, run_id)
 
-        def act() -> Run:
+        def act() -> Work[Run]:
             with self._held(thread_id, run_id) as held:
                 old = self._record(thread_id, run_id, held.data)
                 new = lifecycle.force_status(old, RunLog(), status, error, now_ns=self._now()).record
-                self._disk.rewrite(held, rewritten(held, old, new))
+                yield from self._committer.commit(thread_id, Put.over(held, rewritten(held, old, new)))
                 return new.run
 
-        return start_over_after_foreign_writes(path, act)
+        return starting_over_after_foreign_writes(path, act)
 
     def open_steps(self, thread_id: str, run_id: str) -> list[RunStep]:
         """Return the steps that are not closed, as they lie there."""
         steps = self._all_steps(thread_id, run_id, [])
         return [step for step in steps if step.status is RunStepStatus.IN_PROGRESS]
 
-    def write(self, lease: Lease, work: RunWrite) -> Run:
+    def write(self, lease: Lease, work: RunWrite) -> Work[Run]:
         try:
-            return self._act(
-                lease.thread_id,
-                lease.run_id,
-                lambda record, known: lifecycle.write(record, known, lease, work, now_ns=self._now()),
+            return (
+                yield from self._act(
+                    lease.thread_id,
+                    lease.run_id,
+                    lambda record, known: lifecycle.write(record, known, lease, work, now_ns=self._now()),
+                )
             )
         except NotFoundError:
             raise LeaseLostError(lease.run_id, lease.worker_id) from None
@@ -202,25 +213,29 @@ class Runs:
             raise LeaseLostError(lease.run_id, lease.worker_id)
         return record.run
 
-    def append_message(self, thread_id: str, run_id: str, message: Message) -> None:
+    def append_message(self, thread_id: str, run_id: str, message: Message) -> Work[None]:
         """Append a message that names a run, and say so in the run's events where the run is there."""
         try:
-            self._act(
+            yield from self._act(
                 thread_id,
                 run_id,
                 lambda record, known: lifecycle.append_message(record, known, message, now_ns=self._now()),
             )
         except RunNotFoundError:
-            self._threads.append_one(thread_id, message)
+            yield from self._threads.append_one(thread_id, message)
 
-    def delete_thread(self, thread_id: str, *, force: bool) -> list[str]:
+    def delete_thread(self, thread_id: str, *, force: bool) -> Work[list[str]]:
         """Remove a thread; return the ids of the runs that went with it."""
         trash = self._layout.trash / f"{thread_id}-{secrets.token_hex(8)}"
         with self._threads.locked(thread_id):
             if not force:
-                self._check_not_busy(thread_id, self.turns.read(thread_id))
+                yield from self._check_not_busy(thread_id, self.turns.read(thread_id))
             run_ids = self._run_ids(thread_id)
+            self._committer.forget(thread_id)
             self._disk.move(self._layout.thread(thread_id), trash)
+            if self._committer.power:
+                self._disk.sync(self._layout.root)
+                self._disk.sync(self._layout.trash)
             self.turns.forget(thread_id)
         self._disk.remove_tree(trash)
         return run_ids
@@ -249,7 +264,7 @@ class Runs:
 
     # Steps
 
-    def append_step(self, thread_id: str, run_id: str, step: RunStep) -> RunStep:
+    def append_step(self, thread_id: str, run_id: str, step: RunStep) -> Work[RunStep]:
         def decide(record: RunRecord, known: RunLog) -> Change:
             if self._disk.exists(self._layout.step(thread_id, run_id, step.id)):
                 raise RunStepAlreadyExistsError(run_id, step.id)
@@ -259,13 +274,13 @@ class Runs:
 
     def update_step(
         self, thread_id: str, run_id: str, step_id: str, decide: Callable[[RunRecord, RunLog, RunStep], Change]
-    ) -> RunStep:
+    ) -> Work[RunStep]:
         def decide_on_step(record: RunRecord, known: RunLog) -> Change:
             return decide(record, known, self._read_step(thread_id, run_id, step_id))
 
         return self._act_on_step(thread_id, run_id, decide_on_step)
 
-    def _act_on_step(self, thread_id: str, run_id: str, decide: Callable[[RunRecord, RunLog], Change]) -> RunStep:
+    def _act_on_step(self, thread_id: str, run_id: str, decide: Callable[[RunRecord, RunLog], Change]) -> Work[RunStep]:
         changed: list[RunStep] = []
 
         def decide_and_note(record: RunRecord, known: RunLog) -> Change:
@@ -273,7 +288,7 @@ class Runs:
             changed[:] = change.steps
             return change
 
-        self._act(thread_id, run_id, decide_and_note)
+        yield from self._act(thread_id, run_id, decide_and_note)
         # A copy: the log that is kept in memory has the other, and what is handed out may be changed by who has it.
         return attrs.evolve(changed[0], metadata=dict(changed[0].metadata))
 
@@ -303,11 +318,12 @@ class Runs:
                 steps.append(self._read_step(thread_id, run_id, step_id))
         return sorted(steps, key=_place)
 
-    def active_records(self, thread_id: str, turn: Turn) -> Iterator[RunRecord]:
-        """Yield the runs of a thread that are not settled, in order, and drop from its turn those that are.
+    def active_records(self, thread_id: str, turn: Turn) -> Work[list[RunRecord]]:
+        """Return the runs of a thread that are not settled, in order, and drop from its turn those that are.
 
         A damaged one is passed over: nobody can work on it, and it must not hold up the others (G8).
         """
+        records: list[RunRecord] = []
         for _, run_id in tuple(turn.active):
             try:
                 record = self.record(thread_id, run_id)
@@ -319,10 +335,11 @@ class Runs:
                 continue
             if record.run.status.is_terminal:
                 # Written by a program that knows nothing of turns, nor of what there is to settle.
-                self.act_locked(thread_id, run_id, self.settling)
+                yield from self.act_locked(thread_id, run_id, self.settling)
                 self.turns.leave(thread_id, turn, run_id)
                 continue
-            yield record
+            records.append(record)
+        return records
 
     def settling(self, record: RunRecord, known: RunLog) -> Change | None:
         """Return what there is to settle of a run, for ``act_locked``."""
@@ -370,73 +387,76 @@ class Runs:
 
     # One act
 
-    def _act(self, thread_id: str, run_id: str, decide: Decide) -> Run:
+    def _act(self, thread_id: str, run_id: str, decide: Decide) -> Work[Run]:
         with self._threads.locked(thread_id):
-            return self.act_locked(thread_id, run_id, decide)
+            return (yield from self.act_locked(thread_id, run_id, decide))
 
-    def act_locked(self, thread_id: str, run_id: str, decide: Decide) -> Run:
+    def act_locked(self, thread_id: str, run_id: str, decide: Decide) -> Work[Run]:
         """Return the run after the change that ``decide`` makes of it, in a thread whose lock is held."""
 
-        def act() -> Run:
+        def act() -> Work[Run]:
             with self._held(thread_id, run_id) as held:
                 record = self._record(thread_id, run_id, held.data)
                 change = decide(record, self._known_log(thread_id, run_id, record.run.sequence))
                 if change is None:
                     return record.run
-                self._commit(held, record, change)
+                yield from self._commit(held, record, change)
                 return change.record.run
 
-        return start_over_after_foreign_writes(self._layout.status(thread_id, run_id), act)
+        return starting_over_after_foreign_writes(self._layout.status(thread_id, run_id), act)
 
-    def _commit(self, held: Held, old: RunRecord, change: Change) -> None:
+    def _commit(self, held: Held, old: RunRecord, change: Change) -> Work[None]:
         run = change.record.run
         # All is put into bytes before the first of them is written: what cannot be kept as JSON changes nothing.
+        writes: list[Write] = []
+        if change.messages:
+            writes.append(self._threads.appending(run.thread_id, *change.messages))
         # Also where another program dropped the keys that were found again in the events: once, not at each reading.
         is_bare = old.run.sequence is not None and b'"sequence"' not in held.data
-        record = rewritten(held, old, change.record) if change.record != old or is_bare else None
-        messages = log.dumped_lines(change.messages)
-        events = log.dumped_lines(change.events)
-        steps = [(self._layout.step(run.thread_id, run.id, step.id), step, dumped(step)) for step in change.steps]
-        start = self._threads.append(run.thread_id, messages) if messages else 0
-        try:
-            if record is None:
-                if messages:
-                    held.check_untouched()
-            else:
-                if old.run.status.is_terminal and not run.status.is_terminal:
-                    self.turns.enter(run.thread_id, self.turns.read(run.thread_id), run.sequence or 0, run.id)
-                self._disk.rewrite(held, record)
-        except BaseException:
-            if messages:
-                self._threads.retract(run.thread_id, start, messages)
-            raise
-        for path, step, data in steps:
-            start_over_after_foreign_writes(path, partial(self._put_step, path, step, data))
-        if events:
-            self._append_events(run, change.events, events)
-        self._requeue(old.run, run)
-
-    def _put_step(self, path: Path, step: RunStep, data: bytes) -> None:
-        try:
-            held = Held(path)
-        except FileNotFoundError:
-            self._disk.make_directories(path.parent)
-            self._disk.create(path, data)
+        if change.record != old or is_bare:
+            writes.append(Put.over(held, rewritten(held, old, change.record)))
+        elif change.messages:
+            writes.append(Unchanged(held))
+        writes += [self._putting(step) for step in change.steps]
+        if change.events:
+            writes.append(self._appending(run, change.events))
+        if not writes:
             return
-        with held:
-            self._disk.rewrite(held, rewritten(held, codec.decode(held.data, RunStep, path), step))
-
-    def _append_events(self, run: Run, events: tuple[RunEvent, ...], data: bytes) -> None:
+        if old.run.status.is_terminal and not run.status.is_terminal:
+            # The index first, as it may name too many runs, but not too few.
+            self.turns.enter(run.thread_id, self.turns.read(run.thread_id), run.sequence or 0, run.id)
+        is_lasting = len(writes) > 1 or any(event.type not in _DELTAS for event in change.events)
         # Forgotten until all is written: after a failure the file is read again and says how far it came.
         known = self._known_logs.pop((run.thread_id, run.id), None)
+        yield from self._committer.commit(run.thread_id, *writes, sync=is_lasting)
+        self._learn(run, known, change.events, writes[-1])
+        self._requeue(old.run, run)
+
+    def _putting(self, step: RunStep) -> Put:
+        path = self._layout.step(step.thread_id, step.run_id, step.id)
+
+        def merged(held: Held) -> bytes:
+            return rewritten(held, codec.decode(held.data, RunStep, path), step)
+
+        try:
+            with Held(path) as held:
+                put = Put.over(held, merged(held))
+        except FileNotFoundError:
+            put = Put(path, dumped(step))
+        return attrs.evolve(put, held=None, merged=merged)
+
+    def _appending(self, run: Run, events: tuple[RunEvent, ...]) -> Append:
         path = self._layout.events(run.thread_id, run.id)
-        durable = any(event.type not in _DELTAS for event in events)
-        start = log.append_lines(self._disk, path, data, self._layout.damaged, durable=durable)
-        if known is not None and known.size == start and not run.status.is_terminal:
-            for event in events:
-                known.log.apply(_detached(event))
-            known.size += len(data)
-            self._known_logs[run.thread_id, run.id] = known
+        return Append(path, log.mended_end(self._disk, path, self._layout.damaged), log.dumped_lines(events))
+
+    def _learn(self, run: Run, known: _KnownLog | None, events: tuple[RunEvent, ...], last: Write) -> None:
+        """Take in what was appended to the log of a run that goes on."""
+        if known is None or run.status.is_terminal or not isinstance(last, Append) or known.size != last.offset:
+            return
+        for event in events:
+            known.log.apply(_detached(event))
+        known.size += len(last.data)
+        self._known_logs[run.thread_id, run.id] = known
 
     def _requeue(self, old: Run, run: Run) -> None:
         if run.status.is_terminal:
@@ -524,7 +544,8 @@ class Runs:
                 runs.append(self.record(thread_id, run_id).run)
         yield from sorted(runs, key=_place)
 
-    def _readable_runs(self, thread_id: str) -> Iterator[Run]:
+    def readable(self, thread_id: str) -> Iterator[Run]:
+        """Yield the runs of a thread in their order, without those that are damaged."""
         return self._all_runs(thread_id, [])
 
 

@@ -60,6 +60,7 @@ from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import check_locks_exist
 from threadloom.stores.files._parts import SLOW_LOOK, Options, Parts
 from threadloom.stores.files._threads import PageRequest
+from threadloom.stores.files._writer import Work
 from threadloom.tasks import carried_out, until_done
 
 __all__ = ["FileStore"]
@@ -532,7 +533,7 @@ class FileStore(ThreadStore):
         self,
         thread_id: str | None,
         doing: str,
-        function: Callable[..., T],
+        function: Callable[..., Work[T]],
         *args: Any,
         patience: timedelta | None = None,
     ) -> T:
@@ -589,7 +590,7 @@ class FileStore(ThreadStore):
         is_whole = True
         for thread_id in await self._read("list the threads", parts.threads.ids):
             try:
-                await self._write(thread_id, "index a thread", parts.claims.index, thread_id)
+                await self._reporting("index a thread", parts.writer.run(parts.claims.index, thread_id, key=thread_id))
             except NotFoundError:
                 continue
             except StoreBusyError:

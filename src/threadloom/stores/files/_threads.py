@@ -1,12 +1,11 @@
 """What is done to threads and their messages: the synchronous work of each operation.
 
-Methods that write run in the writing thread and hold the thread's lock; methods that read run in the reading thread and
-hold none, for every record is replaced whole and every log is only appended to.
+Methods that write run in the writing thread, hold the thread's lock, and are carried on by it (``Work``); methods that
+read run in the reading thread and hold none, for every record is replaced whole and every log is only appended to.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from threadloom.ids import is_id
 from threadloom.models import Message, Thread
 from threadloom.pages import Order, Page, check_page, page_of_ids
 from threadloom.stores.files import _log as log
+from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk, Held, LogFile
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import locked
@@ -39,8 +39,11 @@ from threadloom.stores.files._records import (
     read_record,
     rewritten,
     setting_aside,
-    start_over_after_foreign_writes,
+    starting_over_after_foreign_writes,
 )
+from threadloom.stores.files._redo import Redo
+from threadloom.stores.files._writer import Work
+from threadloom.stores.files._writes import Append, Make, Put
 
 __all__ = ["PageRequest", "Sight", "Threads"]
 
@@ -83,17 +86,23 @@ class _Edits:
 class Threads:
     """Threads and messages on disk."""
 
-    def __init__(self, layout: Layout, disk: Disk) -> None:
+    def __init__(self, layout: Layout, disk: Disk, committer: Committer, redo: Redo) -> None:
         self._layout = layout
         self._disk = disk
+        self._committer = committer
+        self._redo = redo
         # Where messages lie that were first or last on a page: the next page begins there. Reading thread only.
         self._cursors: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     # Threads
 
-    def create(self, thread: Thread) -> Thread:
+    def create(self, thread: Thread) -> Work[Thread]:
+        path = self._layout.thread(thread.id)
+        made = Make(path, {"meta.json": dumped(thread)})
+        if self._disk.exists(path):
+            raise ThreadAlreadyExistsError(thread.id)
         try:
-            self._disk.create_directory(self._layout.thread(thread.id), {"meta.json": dumped(thread)})
+            yield from self._committer.commit(thread.id, made)
         except FileExistsError:
             raise ThreadAlreadyExistsError(thread.id) from None
         return thread
@@ -117,25 +126,26 @@ class Threads:
                 threads.append(self.get(thread_id))
         return Page(threads, ids.has_more, damaged=tuple(damaged))
 
-    def update(self, thread_id: str, change: MetadataChange) -> Thread:
+    def update(self, thread_id: str, change: MetadataChange) -> Work[Thread]:
         path = self._layout.meta(thread_id)
 
-        def act() -> Thread:
+        def act() -> Work[Thread]:
             with Held(path) as held:
                 old = codec.decode(held.data, Thread, path)
                 new = attrs.evolve(old, metadata=new_metadata(old.metadata, change))
-                self._disk.rewrite(held, rewritten(held, old, new))
+                yield from self._committer.commit(thread_id, Put.over(held, rewritten(held, old, new)))
                 return new
 
         with self.locked(thread_id):
-            return start_over_after_foreign_writes(path, act)
+            return (yield from starting_over_after_foreign_writes(path, act))
 
     @contextmanager
     def locked(self, thread_id: str) -> Iterator[None]:
-        """Hold the lock of a thread that is there and has its record."""
+        """Hold the lock of a thread that is there and has its record, and in which nothing is half done."""
         try:
             lock = locked(self._layout.thread(thread_id))
             with lock:
+                self._redo.in_thread(thread_id)
                 self.check_exists(thread_id)
                 yield
         except FileNotFoundError as error:
@@ -157,23 +167,16 @@ class Threads:
 
     # Messages
 
-    def append(self, thread_id: str, lines: bytes) -> int:
-        """Append messages to a thread whose lock is held, and return where they begin."""
-        return log.append_lines(self._disk, self._layout.messages(thread_id), lines, self._layout.damaged)
+    def appending(self, thread_id: str, *messages: Message) -> Append:
+        """Return what adds messages to the end of a thread whose lock is held."""
+        path = self._layout.messages(thread_id)
+        lines = log.dumped_lines(messages)
+        return Append(path, log.mended_end(self._disk, path, self._layout.damaged), lines)
 
-    def append_one(self, thread_id: str, message: Message) -> Message:
+    def append_one(self, thread_id: str, message: Message) -> Work[Message]:
         with self.locked(thread_id):
-            self.append(thread_id, log.dumped_lines((message,)))
+            yield from self._committer.commit(thread_id, self.appending(thread_id, message))
         return message
-
-    def retract(self, thread_id: str, start: int, lines: bytes) -> None:
-        """Take back messages that were appended in an act which came to nothing, before its lock is given back.
-
-        By their places: the act may be made anew, and append messages with the same ids.
-        """
-        ends = itertools.accumulate((len(line) for line in lines.splitlines(keepends=True)), initial=start)
-        offsets = list(ends)[:-1]
-        self._edit(thread_id, *({"object": "thread.message.retracted", "offset": offset} for offset in offsets))
 
     def end_of_messages(self, thread_id: str) -> int:
         """Return the offset past the last whole line of the thread's log."""
@@ -197,18 +200,18 @@ class Threads:
                 return message
         raise MessageNotFoundError(thread_id, message_id)
 
-    def update_message(self, thread_id: str, message_id: str, change: MetadataChange) -> Message:
+    def update_message(self, thread_id: str, message_id: str, change: MetadataChange) -> Work[Message]:
         with self.locked(thread_id):
             old = self.get_message(thread_id, message_id)
             new = attrs.evolve(old, metadata=new_metadata(old.metadata, change))
             edit = {"object": "thread.message.edited", "message_id": message_id, "metadata": new.metadata}
-            self._edit(thread_id, edit)
+            yield from self._edit(thread_id, edit)
             return new
 
-    def delete_message(self, thread_id: str, message_id: str) -> None:
+    def delete_message(self, thread_id: str, message_id: str) -> Work[None]:
         with self.locked(thread_id):
             self.get_message(thread_id, message_id)
-            self._edit(thread_id, {"object": "thread.message.deleted", "message_id": message_id})
+            yield from self._edit(thread_id, {"object": "thread.message.deleted", "message_id": message_id})
 
     def page_of_messages(
         self, thread_id: str, request: PageRequest, run_id: str | None, sight: Sight | None
@@ -310,9 +313,10 @@ class Threads:
         if len(self._cursors) > _REMEMBERED_CURSORS:
             self._cursors.popitem(last=False)
 
-    def _edit(self, thread_id: str, *edits: dict[str, Any]) -> None:
-        data = b"".join(codec.dump_line(edit) for edit in edits)
-        log.append_lines(self._disk, self._layout.edits(thread_id), data, self._layout.damaged)
+    def _edit(self, thread_id: str, edit: dict[str, Any]) -> Work[None]:
+        path = self._layout.edits(thread_id)
+        end = log.mended_end(self._disk, path, self._layout.damaged)
+        yield from self._committer.commit(thread_id, Append(path, end, codec.dump_line(edit)))
 
     def _edits(self, thread_id: str) -> _Edits:
         edits = _Edits()

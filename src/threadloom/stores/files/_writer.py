@@ -1,18 +1,20 @@
 """One hop of a thread for all operations that wait at the same moment.
 
 A hop from the event loop to a thread and back costs more than most file operations (80 to 115 µs), so operations that
-are pending share one: it runs them one after the other, makes what they changed durable together, and answers each.
+are pending share one. An operation is a plain function, or one that returns a generator: then it is carried on to its
+first ``yield`` with all the others, ``finish`` is called once for all that wait there, and each goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import aiofiles.os
 from attrs import define, field
@@ -21,9 +23,14 @@ from threadloom.errors import StoreBusyError, StoreClosedError
 from threadloom.stores.files._lock import LockedElsewhereError
 from threadloom.tasks import until_done
 
-__all__ = ["Hop"]
+__all__ = ["Hop", "Work"]
+
+_logger = logging.getLogger("threadloom")
 
 T = TypeVar("T")
+
+Work = Generator[None, None, T]
+"""An operation that waits at each ``yield`` until what it has put down is safe."""
 
 _FIRST_RETRY_SECONDS = 0.0005
 _LAST_RETRY_SECONDS = 0.05
@@ -44,6 +51,14 @@ class _Outcome:
     error: BaseException | None = None
 
 
+@define
+class _Flight:
+    """An operation that has begun, and waits at a ``yield``."""
+
+    operation: _Operation
+    work: Work[Any]
+
+
 @define(eq=False)
 class _Batch:
     operations: list[_Operation] = field(factory=list)
@@ -61,19 +76,24 @@ class _Batch:
 class Hop:
     """Runs plain functions in a thread, in the order they come, those that wait together in one go.
 
-    Operations with the same ``key`` never overtake each other: where one finds its lock taken by another process, it
-    waits, and those behind it with the same key wait with it, while all others go on.
+    Operations with the same ``key`` never overtake each other, and are never under way at once: where one finds its
+    lock taken by another process, it waits, and those behind it with the same key wait with it, while all others go on.
+    ``begin`` is called before the first of a batch, ``end`` after the last.
     """
 
     def __init__(
         self,
         executor: ThreadPoolExecutor,
         *,
-        finish: Callable[[], None] = lambda: None,
+        begin: Callable[[], object] = lambda: None,
+        finish: Callable[[], object] = lambda: None,
+        end: Callable[[], object] = lambda: None,
         lock_patience: timedelta = timedelta(seconds=10),
     ) -> None:
         self._executor = executor
+        self._begin = begin
         self._finish = finish
+        self._end = end
         self._patience = lock_patience
         self._loop = asyncio.get_running_loop()
         self._run_in_thread = aiofiles.os.wrap(self._run_batch)
@@ -85,10 +105,20 @@ class Hop:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
+    @overload
+    async def run(
+        self, function: Callable[..., Work[T]], *args: Any, key: str | None = None, patience: timedelta | None = None
+    ) -> T: ...
+
+    @overload
     async def run(
         self, function: Callable[..., T], *args: Any, key: str | None = None, patience: timedelta | None = None
-    ) -> T:
-        """Return what ``function`` returns, run in the thread.
+    ) -> T: ...
+
+    async def run(
+        self, function: Callable[..., Any], *args: Any, key: str | None = None, patience: timedelta | None = None
+    ) -> Any:
+        """Return what ``function`` returns, run in the thread, or what the work that it returns comes to.
 
         A caller that is cancelled before the function has begun withdraws it; else its end is awaited, and then the
         cancellation goes on (G7). ``StoreBusyError`` where another process keeps its lock for longer than ``patience``.
@@ -96,8 +126,8 @@ class Hop:
         return await self.ended(self.start(function, *args, key=key, patience=patience))
 
     def start(
-        self, function: Callable[..., T], *args: Any, key: str | None = None, patience: timedelta | None = None
-    ) -> asyncio.Future[T]:
+        self, function: Callable[..., Any], *args: Any, key: str | None = None, patience: timedelta | None = None
+    ) -> asyncio.Future[Any]:
         """Hand in a function and return the future of its answer, to be awaited by ``ended``."""
         if self._is_closed:
             raise StoreClosedError
@@ -193,27 +223,76 @@ class Hop:
             return
         outcomes: list[_Outcome] = []
         blocked: list[_Operation] = []
-        blocked_keys: set[str] = set()
-        for operation in batch.operations:
-            if operation.key is not None and operation.key in blocked_keys:
-                blocked.append(operation)
+        waiting = batch.operations
+        try:
+            self._begin()
+        except Exception as error:  # noqa: BLE001 - told to each caller
+            outcomes.extend(_Outcome(operation, error=error) for operation in waiting)
+            waiting = []
+        flights: list[_Flight] = []
+        while waiting or flights:
+            flights = [flight for flight in flights if self._go_on(flight, None, outcomes, blocked)]
+            waiting = self._start(waiting, flights, outcomes, blocked)
+            if not flights:
                 continue
             try:
-                outcomes.append(_Outcome(operation, operation.function()))
-            except LockedElsewhereError:
-                blocked.append(operation)
-                if operation.key is not None:
-                    blocked_keys.add(operation.key)
-            except StopIteration as error:
-                raised = RuntimeError("The function raised StopIteration.")
-                raised.__cause__ = error
-                outcomes.append(_Outcome(operation, error=raised))
-            except BaseException as error:  # noqa: BLE001 - each operation's error is its own caller's
-                outcomes.append(_Outcome(operation, error=error))
+                self._finish()
+            except Exception as error:  # noqa: BLE001 - told to all that waited for it
+                for flight in flights:
+                    if self._go_on(flight, error, outcomes, blocked):
+                        flight.work.close()
+                        outcomes.append(_Outcome(flight.operation, error=error))
+                flights = []
         try:
-            self._finish()
-        except OSError as error:
-            # None of them may be called durable; what each of them changed may or may not outlive a power cut.
-            for outcome in outcomes:
-                outcome.error = outcome.error or error
+            self._end()
+        except Exception as error:
+            _logger.warning("batch not ended", exc_info=error)
         self._loop.call_soon_threadsafe(self._answer, outcomes, blocked)
+
+    def _start(
+        self,
+        waiting: list[_Operation],
+        flights: list[_Flight],
+        outcomes: list[_Outcome],
+        blocked: list[_Operation],
+    ) -> list[_Operation]:
+        """Begin what may begin, and return what has to wait for another operation with its key."""
+        still_waiting: list[_Operation] = []
+        busy = {flight.operation.key for flight in flights}
+        blocked_keys = {operation.key for operation in blocked}
+        for operation in waiting:
+            if operation.key is not None and operation.key in blocked_keys:
+                blocked.append(operation)
+            elif operation.key is not None and operation.key in busy:
+                still_waiting.append(operation)
+            else:
+                flight = _Flight(operation, _as_work(operation.function))
+                if self._go_on(flight, None, outcomes, blocked):
+                    flights.append(flight)
+                    busy.add(operation.key)
+                elif blocked and blocked[-1] is operation:
+                    blocked_keys.add(operation.key)
+        return still_waiting
+
+    @staticmethod
+    def _go_on(flight: _Flight, failure: Exception | None, outcomes: list[_Outcome], blocked: list[_Operation]) -> bool:
+        """Carry an operation on to its next ``yield``, with the error of what it waited for; return if there is one."""
+        try:
+            if failure is None:
+                next(flight.work)
+            else:
+                flight.work.throw(failure)
+        except StopIteration as stop:
+            outcomes.append(_Outcome(flight.operation, stop.value))
+        except LockedElsewhereError:
+            blocked.append(flight.operation)
+        except BaseException as error:  # noqa: BLE001 - each operation's error is its own caller's
+            outcomes.append(_Outcome(flight.operation, error=error))
+        else:
+            return True
+        return False
+
+
+def _as_work(function: Callable[[], Any]) -> Work[Any]:
+    result = function()
+    return (yield from result) if isinstance(result, Generator) else result

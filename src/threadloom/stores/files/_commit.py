@@ -1,0 +1,72 @@
+"""How an act is made: put into the journal, made safe there with all that wait, and then carried out in the files."""
+
+from __future__ import annotations
+
+from threadloom.stores.files import _log as log
+from threadloom.stores.files._disk import Disk, ForeignWriteError
+from threadloom.stores.files._journal import Act, Journal
+from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._redo import Redo, retractions
+from threadloom.stores.files._writer import Work
+from threadloom.stores.files._writes import Make, NotUndoneError, Write, carry_out
+
+__all__ = ["Committer"]
+
+
+class Committer:
+    """Makes the acts of one store. Whoever calls it holds the lock of the thread until it has ended."""
+
+    def __init__(self, layout: Layout, disk: Disk, journal: Journal, redo: Redo) -> None:
+        self._layout = layout
+        self._disk = disk
+        self._journal = journal
+        self._redo = redo
+
+    @property
+    def power(self) -> bool:
+        """Whether what was written outlives a power cut."""
+        return self._journal.power
+
+    def commit(self, thread_id: str, *writes: Write, sync: bool = True) -> Work[None]:
+        """Write all of them, or none. ``sync=False`` is for what may be lost in a power cut, if nothing comes after it.
+
+        ``ForeignWriteError`` where a foreign program has replaced the record before: what was appended is taken back.
+        """
+        if not self.power and len(writes) == 1 and not isinstance(writes[0], Make):
+            # One write to one file is whole by itself as long as the machine goes on.
+            carry_out(self._disk, self._layout.damaged, writes)
+            return
+        act = Act(thread_id, writes)
+        self._journal.note(act, sync=sync)
+        yield
+        try:
+            carry_out(self._disk, self._layout.damaged, writes)
+        except ForeignWriteError as error:
+            yield from self._take_back(act, error)
+            raise
+        except NotUndoneError as error:
+            self._redo.later(act, self._journal.close_act)
+            raise error.reason from None
+        except BaseException:
+            self._journal.close_act(act, "aborted")
+            raise
+        self._journal.close_act(act)
+
+    def _take_back(self, act: Act, error: ForeignWriteError) -> Work[None]:
+        if not error.appended:
+            self._journal.close_act(act, "aborted")
+            return
+        self._journal.retract(act)
+        yield
+        try:
+            for offset, lines in error.appended:
+                edits = retractions(offset, lines)
+                log.append_lines(self._disk, self._layout.edits(act.thread_id), edits, self._layout.damaged)
+        finally:
+            self._journal.close_act(act)
+
+    def forget(self, thread_id: str) -> None:
+        """Let no journal bring back a thread whose directory is about to go; what it holds is durable before that."""
+        if self.power:
+            self._disk.sync_all()
+        self._journal.forget(thread_id)

@@ -1,0 +1,278 @@
+"""The journal of one store: what an act is going to write, put down before any of its files is touched.
+
+An act that is in the journal whole is carried out whole, by this process or, after its death, by another (``_redo``).
+With ``power`` the journal is synced before the files are written, once for all acts that wait together, and the files
+are not: what was written while the journal grew is made durable in one go when it is full, and then it is removed.
+
+A line is the checksum of a JSON object, and the object: an act; or ``done``, the number up to which all acts are in the
+files; ``aborted``, an act that came to nothing; ``retracted``, one whose messages were taken back; ``redone``, one that
+another process has carried out; ``forget``, a thread that is being deleted, of which nothing above counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from attrs import define, field
+
+from threadloom.stores.files._disk import Disk
+from threadloom.stores.files._owner import disown, opened, own
+from threadloom.stores.files._writes import Write, to_json
+
+__all__ = ["Act", "Journal", "JournalError", "add_entries", "parsed_entries"]
+
+Entry = dict[str, Any]
+
+_FULL_BYTES: Final = 8 << 20
+_FULL_BYTES_UNSYNCED: Final = 1 << 20
+
+
+class JournalError(OSError):
+    """The journal could not be written or synced: what waited for it was not made."""
+
+
+@define(eq=False)
+class Act:
+    """What one operation writes in a thread, all or nothing. It has a number once it is in a journal."""
+
+    thread_id: str
+    writes: tuple[Write, ...]
+    number: int = 0
+    file: JournalFile | None = field(default=None, repr=False)
+
+
+@define(eq=False)
+class JournalFile:
+    """One file of lines, as its store sees it."""
+
+    path: Path
+    fd: int
+    header_bytes: int
+    last_number: int = 0
+    done: int = 0
+    open_acts: dict[int, Act] = field(factory=dict)
+    is_torn: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has: other processes add lines too, of threads that they delete."""
+        return os.fstat(self.fd).st_size
+
+    def append(self, data: bytes) -> None:
+        """Add whole lines in one write, or raise, and what was added counts for nothing."""
+        before = self.size
+        if self.is_torn:
+            data = b"\n" + data
+        self.is_torn = True
+        written = os.write(self.fd, data)
+        self.is_torn = False
+        if written != len(data):
+            self.is_torn = True
+            with suppress(OSError):
+                if self.size == before + written:
+                    os.ftruncate(self.fd, before)
+                    self.is_torn = False
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+
+class Journal:
+    """The journal that a store writes, and those before it whose files are not durable yet (``retiring``)."""
+
+    def __init__(self, directory: Path, root: Path, disk: Disk, name: str, *, boot: str, power: bool) -> None:
+        self._directory = directory
+        self._root = root
+        self._disk = disk
+        self._name = name
+        self._boot = boot
+        self._power = power
+        self._count = 0
+        self._file: JournalFile | None = None
+        self._lines: list[bytes] = []
+        self._noted: list[Act] = []
+        self._wants_sync = False
+        self._is_retiring_due = False
+        self.retiring: list[JournalFile] = []
+
+    @property
+    def power(self) -> bool:
+        """Whether what was flushed outlives a power cut."""
+        return self._power
+
+    def begin(self) -> None:
+        """Make the journal's file: locked before it can be seen, durable before it is relied upon."""
+        path = self._directory / f"{self._name}-{self._count}"
+        self._count += 1
+        durability = "power" if self._power else "process"
+        header = _dumped({"journal": 1, "boot": self._boot, "durability": durability})
+        temporary = self._disk.temporary_path()
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            own(fd)
+            file = JournalFile(path, fd, len(header))
+            file.append(header)
+            if self._power:
+                os.fdatasync(fd)
+            os.rename(temporary, path)
+            if self._power:
+                self._disk.sync(self._directory)
+        except BaseException:
+            disown(fd)
+            self._disk.discard(temporary)
+            self._disk.discard(path)
+            raise
+        self._file = file
+
+    # Acts
+
+    def note(self, act: Act, *, sync: bool = True) -> None:
+        """Put an act down; it counts once ``flush`` has returned. ``sync`` asks for it to outlive a power cut then."""
+        if self._file is None:
+            self.begin()
+        file = act.file = self._file
+        assert file is not None  # noqa: S101 - it was made
+        file.last_number += 1
+        act.number = file.last_number
+        file.open_acts[act.number] = act
+        self._noted.append(act)
+        self._wants_sync = self._wants_sync or sync
+        writes = [told for write in act.writes if (told := to_json(write, self._root)) is not None]
+        entry = {"act": act.number, "at": time.monotonic_ns(), "thread": act.thread_id, "writes": writes}
+        self._lines.append(_dumped(entry))
+
+    def close_act(self, act: Act, mark: str | None = None) -> None:
+        """Say that an act is in the files or, by ``mark``, what else became of it."""
+        assert act.file is not None  # noqa: S101 - it was noted
+        act.file.open_acts.pop(act.number, None)
+        if mark is not None and act.file is self._file:
+            self._lines.append(_dumped({mark: act.number}))
+
+    def retract(self, act: Act) -> None:
+        """Say that the messages of an act, which a foreign program has forbidden, are to be taken back."""
+        self._lines.append(_dumped({"retracted": act.number}))
+        self._wants_sync = True
+
+    def flush(self) -> None:
+        """Write down what was noted and marked, and sync it where that was asked for.
+
+        ``JournalError`` where it fails: the acts that were noted since the last time come to nothing, and none of their
+        files was touched. A journal that could not be synced is not written to again.
+        """
+        file = self._file
+        if file is None:
+            return
+        noted, self._noted = self._noted, []
+        lines, self._lines = self._lines, []
+        wants_sync, self._wants_sync = self._wants_sync and self._power, False
+        done = min(file.open_acts, default=file.last_number + 1) - 1
+        if done > file.done:
+            lines.insert(0, _dumped({"done": done}))
+        if not lines:
+            return
+        try:
+            file.append(b"".join(lines))
+            file.done = done
+            if wants_sync:
+                os.fdatasync(file.fd)
+        except OSError as error:
+            for act in noted:
+                file.open_acts.pop(act.number, None)
+            if wants_sync:
+                with suppress(OSError):
+                    file.append(b"".join(_dumped({"aborted": act.number}) for act in noted))
+                self._rotate()
+            raise JournalError(error.errno, error.strerror, str(file.path)) from error
+
+    def forget(self, thread_id: str) -> None:
+        """Say in all journals, also of other processes, that nothing they say of a thread counts any more."""
+        for name in self._disk.names(self._directory):
+            with suppress(FileNotFoundError):
+                add_entries(self._directory / name, [{"forget": thread_id}], sync=self._power)
+
+    # Files
+
+    def end_batch(self) -> bool:
+        """Write down what is done; return whether it is time to ``retire`` journals."""
+        with suppress(OSError):  # told again with the next act
+            self.flush()
+        file = self._file
+        if file is not None and not file.open_acts:
+            if self._power and file.size > _FULL_BYTES:
+                self._rotate()
+            elif not self._power and file.size > _FULL_BYTES_UNSYNCED:
+                os.ftruncate(file.fd, file.header_bytes)
+        is_due, self._is_retiring_due = self._is_retiring_due, False
+        return is_due
+
+    def _rotate(self) -> None:
+        if self._file is not None:
+            self.retiring.append(self._file)
+            self._file = None
+            self._is_retiring_due = True
+
+    def retire(self) -> None:
+        """Make durable what is in the files, and remove the journals that have told of it. For any thread."""
+        retiring = [file for file in self.retiring if not file.open_acts]
+        if not retiring:
+            return
+        self._disk.sync_all()
+        for file in retiring:
+            self._remove(file)
+        # The names must not come back: they would tell of a thread that was deleted since.
+        self._disk.sync(self._directory)
+
+    def _remove(self, file: JournalFile) -> None:
+        self._disk.remove(file.path)
+        self.retiring.remove(file)
+        disown(file.fd)
+
+    def end(self) -> None:
+        """Give the journal up. Where it is still needed it stays, as that of a process that is dead."""
+        file, self._file = self._file, None
+        if file is not None and not file.open_acts and not (self._power and file.size > file.header_bytes):
+            self.retiring.append(file)
+            self._remove(file)
+        elif file is not None:
+            self.retiring.append(file)
+            with suppress(OSError):
+                self.retire()
+        for left in self.retiring:
+            disown(left.fd)
+        self.retiring.clear()
+
+
+def add_entries(path: Path, entries: list[Entry], *, sync: bool) -> None:
+    """Add lines to a journal, whosever it is."""
+    data = b"".join(_dumped(entry) for entry in entries)
+    with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if sync:
+            os.fdatasync(fd)
+
+
+def parsed_entries(data: bytes) -> Iterator[Entry | None]:
+    """Yield what the lines of a journal say, and none for a line that is torn or damaged."""
+    for line in data.split(b"\n"):
+        if not line:
+            continue
+        checksum, _, text = line.partition(b" ")
+        try:
+            if int(checksum, 16) == zlib.crc32(text):
+                yield orjson.loads(text)
+                continue
+        except ValueError:
+            pass
+        yield None
+
+
+def _dumped(entry: Entry) -> bytes:
+    text = orjson.dumps(entry)
+    return b"%08x %s\n" % (zlib.crc32(text), text)

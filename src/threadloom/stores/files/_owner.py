@@ -1,0 +1,83 @@
+"""Files that tell whether the process which made them lives: it holds a POSIX lock on each.
+
+The kernel drops the lock with the process, also when that had forked children: a child has copies of the descriptors,
+but not the locks (a ``flock`` it would keep). A POSIX lock has two traps, for which ``_OURS`` is kept: it does not
+exclude within its own process, and it is dropped when the process closes any descriptor of the file. So a process never
+opens a file of its own a second time: ``opened`` lends the descriptor that there is.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # Windows, where no FileStore opens
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["disown", "holder_of", "is_ours", "opened", "own"]
+
+_FLOCK: Final = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
+_OURS: dict[tuple[int, int], tuple[int, int]] = {}
+"""The process that holds the lock of each file that was locked here, and its descriptor; a child finds its parent's."""
+_LENDING: Final = threading.Lock()
+
+
+def own(fd: int) -> None:
+    """Lock a new file, before others can see it, until ``disown`` or the end of the process."""
+    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _OURS[_key(os.fstat(fd))] = os.getpid(), fd
+
+
+def disown(fd: int) -> None:
+    """Close a file that was locked, which frees it."""
+    with _LENDING:
+        _OURS.pop(_key(os.fstat(fd)), None)
+        os.close(fd)
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether this process has the lock of a file. ``FileNotFoundError`` where there is none."""
+    return _OURS.get(_key(os.stat(path)), (0, 0))[0] == os.getpid()
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """Yield a descriptor of a file, opened with ``flags``; where the file is ours, the one that holds its lock."""
+    with _LENDING:
+        process_id, fd = _OURS.get(_key(os.stat(path)), (0, 0))
+        if process_id == os.getpid():
+            yield fd
+            return
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def holder_of(fd: int) -> int | None:
+    """Return the process that has the lock of a file which is not ours, or none where nobody has it.
+
+    It is 0 where the process cannot be seen from here.
+    """
+    if sys.platform == "linux":
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, holder = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else holder
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return 0
+    return None
+
+
+def _key(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino

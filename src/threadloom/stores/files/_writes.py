@@ -1,0 +1,187 @@
+"""What one act writes, as values: they go into the journal before any file is touched, and from there once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+
+from threadloom.errors import StoreBusyError
+from threadloom.stores.files import _log as log
+from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, digest
+
+__all__ = ["Append", "Make", "NotUndoneError", "Put", "Unchanged", "Write", "carry_out", "from_json", "to_json"]
+
+_MOST_ATTEMPTS = 1_000
+
+
+class NotUndoneError(Exception):
+    """A write has failed in the middle of an act (``reason``), and what came before could not be taken back either."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+@frozen
+class Make:
+    """A directory that is not there yet, with files in it."""
+
+    path: Path
+    files: dict[str, bytes]
+
+
+@frozen
+class Put:
+    """A record: new where ``old`` is none, else in the place of what has that digest.
+
+    ``held`` is what was read of it. ``merged`` says what to write instead where a foreign program has come between;
+    without it the act starts over.
+    """
+
+    path: Path
+    data: bytes
+    old: str | None = None
+    held: Held | None = field(default=None, eq=False, repr=False)
+    merged: Callable[[Held], bytes] | None = field(default=None, eq=False, repr=False)
+
+    @classmethod
+    def over(cls, held: Held, data: bytes) -> Put:
+        """Return the replacement of a record that was read."""
+        return cls(held.path, data, digest(held.data), held)
+
+
+@frozen
+class Append:
+    """Whole lines for the end of a log, which is at ``offset`` now."""
+
+    path: Path
+    offset: int
+    data: bytes
+
+
+@frozen
+class Unchanged:
+    """Nothing to write: a record that must be what it was when it was read, or the act starts over."""
+
+    held: Held
+
+    @property
+    def path(self) -> Path:
+        return self.held.path
+
+
+Write = Make | Put | Append | Unchanged
+
+
+def carry_out(disk: Disk, damaged: Path, writes: Sequence[Write]) -> None:
+    """Write all of them in their order, or, where one fails, none: what came before it is taken back.
+
+    ``ForeignWriteError`` where a foreign program has replaced a record. Lines that were appended by then stay, and are
+    named in it: who reads and writes without a lock may have gone on from there. ``NotUndoneError`` where another part
+    of it stands.
+    """
+    with ExitStack() as after:
+        progress = _Progress(disk, after)
+        try:
+            for write in writes:
+                try:
+                    _carry_out(write, damaged, progress)
+                except OSError as error:
+                    error.filename = error.filename or str(write.path)
+                    raise
+        except ForeignWriteError as error:
+            error.appended = tuple(progress.appended)
+            raise
+        except BaseException as error:
+            try:
+                progress.undo.close()
+            except OSError:
+                raise NotUndoneError(error) from error
+            raise
+
+
+@define
+class _Progress:
+    """How far an act has come: what takes it back, what is cleared away in the end, and what it has appended."""
+
+    disk: Disk
+    after: ExitStack
+    undo: ExitStack = field(factory=ExitStack)
+    appended: list[tuple[int, bytes]] = field(factory=list)
+
+    def rewrite(self, held: Held, data: bytes) -> None:
+        self.disk.rewrite(held, data, self.undo, self.after)
+
+
+def _carry_out(write: Write, damaged: Path, progress: _Progress) -> None:
+    disk, undo = progress.disk, progress.undo
+    match write:
+        case Append(path, _, data):
+            start = log.append_lines(disk, path, data, damaged)
+            undo.callback(disk.cut, path, start, data)
+            progress.appended.append((start, data))
+        case Unchanged(held):
+            held.check_untouched()
+        case Make(path, files):
+            disk.make_directories(path.parent)
+            disk.create_directory(path, files)
+            undo.callback(disk.remove_tree, path)
+        case Put(path, data, merged=None, held=None):
+            disk.create(path, data)
+            undo.callback(disk.remove, path)
+        case Put(_, data, held=Held() as held, merged=None):
+            progress.rewrite(held, data)
+        case Put():
+            _put_merged(write, progress)
+
+
+def _put_merged(put: Put, progress: _Progress) -> None:
+    assert put.merged is not None  # noqa: S101 - asked by the caller
+    for _ in range(_MOST_ATTEMPTS):
+        try:
+            held = Held(put.path)
+        except FileNotFoundError:
+            progress.disk.make_directories(put.path.parent)
+            try:
+                progress.disk.create(put.path, put.data)
+            except FileExistsError:
+                continue
+            progress.undo.callback(progress.disk.remove, put.path)
+            return
+        with held:
+            try:
+                progress.rewrite(held, put.data if digest(held.data) == put.old else put.merged(held))
+            except ForeignWriteError:
+                continue
+            return
+    raise StoreBusyError(f"Another program keeps rewriting {put.path}: gave up after {_MOST_ATTEMPTS} attempts.")
+
+
+def to_json(write: Write, root: Path) -> dict[str, Any] | None:
+    """Return what the journal says of a write, or none where it need not be told of."""
+    path = str(write.path)[len(str(root)) + 1 :]
+    match write:
+        case Make(_, files):
+            return {"make": path, "files": {name: data.decode() for name, data in files.items()}}
+        case Put(_, data, old):
+            return {"put": path, "old": old, "data": data.decode()}
+        case Append(_, offset, data):
+            return {"append": path, "offset": offset, "data": data.decode()}
+        case Unchanged():
+            return None
+
+
+def from_json(record: dict[str, Any], root: Path) -> Write:
+    """Return the write that the journal tells of."""
+    match record:
+        case {"make": str(path), "files": dict(files)}:
+            return Make(root / path, {name: data.encode() for name, data in files.items()})
+        case {"put": str(path), "old": old, "data": str(data)}:
+            return Put(root / path, data.encode(), old)
+        case {"append": str(path), "offset": int(offset), "data": str(data)}:
+            return Append(root / path, offset, data.encode())
+    raise ValueError(f"no write is known that looks like {sorted(record)}")
