@@ -1,4 +1,6 @@
-"""What the children of ``test_file_store_kills.py`` do until they are killed. Each act that returned is acknowledged.
+"""What the children of ``test_file_store_kills.py`` do until they are killed, and those of its neighbour, frozen.
+
+Each act that returned is acknowledged.
 
 ``writing`` and ``state_of`` also run in the test, on a memory store, which says what must be there after each act.
 """
@@ -22,6 +24,7 @@ from tests.fork_server import serve
 from threadloom import (
     FileStore,
     FunctionCall,
+    LeaseLostError,
     Message,
     Run,
     RunContext,
@@ -29,6 +32,7 @@ from threadloom import (
     RunStep,
     RunStepStatus,
     RunWorker,
+    RunWrite,
     Thread,
     ThreadNotFoundError,
     ThreadStore,
@@ -236,5 +240,51 @@ async def work(said: int, _: int, root: str, durability: Any, doom: tuple[int, i
         await asyncio.Event().wait()
 
 
+# One act, held up
+
+
+class Halt:
+    """Holds a thread of the store's up, as often as it enters or leaves a call of the system, once it was armed."""
+
+    def __init__(self, said: int, orders: int, stop_at: int | None) -> None:
+        self._said = said
+        self._orders = orders
+        self._stop_at = stop_at
+        self.moments: int | None = None
+        threading.setprofile(self._pass)
+
+    def arm(self) -> None:
+        self.moments = 0
+
+    def _pass(self, _: object, event: str, function: Any) -> None:
+        if self.moments is None or not event.startswith("c_") or function.__module__ not in {"posix", "fcntl"}:
+            return
+        self.moments += 1
+        if self.moments == self._stop_at:
+            os.write(self._said, b"held up\n")
+            os.read(self._orders, 1)
+
+
+async def finish(said: int, orders: int, root: str, durability: Any, stop_at: int | None) -> None:
+    """Take a run, and finish it with a message and a step in one act, in the middle of which this process stops."""
+    halt = Halt(said, orders, stop_at)
+    async with FileStore(root, durability=durability) as store:
+        claim = await store.claim_run("frozen")
+        run = claim.run
+        os.write(said, f"{run.thread_id} {run.id}\n".encode())
+        step = RunStep.tool_calls(thread_id=run.thread_id, run_id=run.id)
+        await store.write_run(claim.lease, RunWrite(items=(step,)))
+        closed = attrs.evolve(step, status=RunStepStatus.COMPLETED, completed_at=step.created_at)
+        reply = Message.assistant(run.thread_id, text_of(run.id), run_id=run.id)
+        halt.arm()
+        try:
+            await store.write_run(claim.lease, RunWrite(items=(closed, reply), status=RunStatus.COMPLETED))
+        except LeaseLostError:
+            os.write(said, b"lost\n")
+        else:
+            os.write(said, f"completed {halt.moments}\n".encode())
+        os.read(orders, 1)
+
+
 if __name__ == "__main__":
-    serve({"write": write, "work": work})
+    serve({"write": write, "work": work, "finish": finish})
