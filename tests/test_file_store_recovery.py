@@ -288,6 +288,19 @@ async def test_a_run_that_waits_past_its_time_expires_while_a_worker_lives(store
     assert ended.last_error is None
 
 
+async def test_a_run_of_a_worker_that_is_gone_is_not_adopted_but_taken_back(store, run, other):
+    dying = other()
+    await dying.at_work()
+    assert await store.try_claim_run("worker", adopt=True) is None, "it has a lease, and a live one"
+    await store.close()
+    dying.process.kill()
+    await asyncio.to_thread(dying.process.wait)
+
+    async with FileStore(store.root, durability="process") as later, asyncio.timeout(PATIENCE):
+        claim = await later.claim_run("worker", adopt=True)
+    assert (claim.run.id, claim.run.attempt) == (run.id, 2), "the attempt counts as lost"
+
+
 def test_the_lock_of_a_life_is_not_kept_by_a_forked_child(tmp_path):
     """The fact on which the choice of the lock stands: a child that was forked keeps a flock, and no POSIX lock."""
     script = """

@@ -103,6 +103,11 @@ def a_log(record, *, step=None, message=None, pieces=()):
     return log
 
 
+def next_number(record):
+    """Return the number that the next event has where somebody else than the worker says it, after event 5."""
+    return 1_000_001 if lifecycle.is_leased(record) else 6
+
+
 def names(change):
     return [event.type.removeprefix("thread.") for event in change.events]
 
@@ -157,7 +162,7 @@ def test_updating_a_status(state, asked, answer):
         assert (run.attempt, run.sequence, run.messages_before, run.started_at) == (2, 7, 3, 500)
         check_moments(record.run, run)
         assert names(change) == [f"run.{asked}"]
-        assert change.events[0] == RunEvent(6, EventType(f"thread.run.{asked}"), NOW, run)
+        assert change.events[0] == RunEvent(next_number(record), EventType(f"thread.run.{asked}"), NOW, run)
         assert (change.steps, change.messages) == ((), ())
         return
     errors: dict[str, type[Any]] = {"terminal": RunInTerminalStateError, "no": InvalidTransitionError}
@@ -178,7 +183,7 @@ def test_forcing_a_status_takes_any_to_any(state, asked):
     check_moments(record.run, run)
     anew = asked == "queued"
     assert (run.attempt, run.started_at, run.retry_at) == ((1, None, None) if anew else (2, 500, 2_000))
-    assert (run.turn, run.anew_from) == ((0, 6) if anew else (3, 4))
+    assert (run.turn, run.anew_from) == ((0, next_number(record)) if anew else (3, 4))
     assert names(change) == [f"run.{asked}"]
 
 
@@ -429,9 +434,9 @@ def test_putting_a_run_back_counts_an_attempt_that_failed(work, attempt, retry_a
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_run_is_due_when_it_is_queued_and_its_wait_is_over(status):
     queued = status == "queued"
-    assert lifecycle.is_due(a_run(status), NOW_NS) is queued
-    assert lifecycle.is_due(a_run(status, retry_at=1_000), NOW_NS) is queued
-    assert lifecycle.is_due(a_run(status, retry_at=1_001), NOW_NS) is False
+    assert lifecycle.is_due(a_record(status), NOW_NS) is queued
+    assert lifecycle.is_due(a_record(status, retry_at=1_000), NOW_NS) is queued
+    assert lifecycle.is_due(a_record(status, retry_at=1_001), NOW_NS) is False
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -443,23 +448,69 @@ def test_a_run_is_expired_when_its_time_is_over_and_it_is_not_settled(status):
 
 
 @pytest.mark.parametrize(
-    ("statuses", "whose"),
+    ("statuses", "whose", "adopted"),
     [
-        ("", None),
-        ("completed failed", None),
-        ("queued", 0),
-        ("queued queued", 0),
-        ("cancelled queued queued", 1),
-        ("in_progress queued", None),
-        ("requires_action queued", None),
-        ("cancelling queued", None),
-        ("queued in_progress", None),
-        ("queued completed requires_action", None),
+        ("", None, None),
+        ("completed,failed", None, None),
+        ("queued", 0, 0),
+        ("queued,queued", 0, 0),
+        ("cancelled,queued,queued", 1, 1),
+        ("leased in_progress,queued", None, None),
+        ("requires_action,queued", None, None),
+        ("cancelling,queued", None, None),
+        ("queued,leased in_progress", None, None),
+        ("queued,completed,requires_action", None, None),
+        ("in_progress", None, 0),
+        ("in_progress,queued", None, 0),
+        ("queued,in_progress", None, 1),
+        ("completed,in_progress,in_progress", None, 1),
+        ("in_progress,leased in_progress", None, None),
+        ("in_progress,requires_action", None, None),
+        ("in_progress,cancelling", None, None),
     ],
 )
-def test_whose_turn_it_is(statuses, whose):
-    runs = [attrs.evolve(a_run(status), id=f"run_{n}") for n, status in enumerate(statuses.split())]
-    assert lifecycle.next_in_turn(runs) == (None if whose is None else runs[whose])
+def test_whose_turn_it_is(statuses, whose, adopted):
+    records = [a_record(state) for state in statuses.split(",") if state]
+    records = [attrs.evolve(record, run=attrs.evolve(record.run, id=f"run_{n}")) for n, record in enumerate(records)]
+    for adopt, turn in ((False, whose), (True, adopted)):
+        assert lifecycle.next_in_turn(records, adopt=adopt) == (None if turn is None else records[turn])
+
+
+# Who may take a run that is not queued: only one who adopts, and only what has no lease, live or dead.
+TAKE = """
+                     plainly adopting
+queued               yes     yes
+in_progress          no      yes
+leased in_progress   no      no
+requires_action      no      no
+cancelling           no      no
+leased cancelling    no      no
+cancelled            no      no
+failed               no      no
+completed            no      no
+incomplete           no      no
+expired              no      no
+"""
+
+
+@pytest.mark.parametrize(("state", "how", "answer"), read_table(TAKE))
+def test_what_may_be_taken(state, how, answer):
+    record = a_record(state)
+    assert lifecycle.is_due(record, NOW_NS, adopt=how == "adopting") is (answer == "yes")
+    assert lifecycle.is_by_hand(record) is (state == "in_progress")
+
+
+def test_a_run_that_is_adopted_stays_in_its_attempt_and_what_the_hand_left_open_is_done_again():
+    record = a_record("in_progress", turn=1, retry_at=2_000)
+    in_events, on_disk = a_step("step_1"), a_step("step_2")
+    message = a_message(status=MessageStatus.IN_PROGRESS)
+    log = a_log(record, step=in_events, message=message, pieces=("half",))
+    assert lifecycle.has_past(record, log)
+    change = lifecycle.claim(record, log, worker_id="worker_1", token=HELD, open_steps=[on_disk], now_ns=NOW_NS)
+    assert change.record == RunRecord(attrs.evolve(record.run, retry_at=None), LEASE)
+    assert [(step.id, step.status) for step in change.steps] == [("step_1", "cancelled"), ("step_2", "cancelled")]
+    assert change.messages == ()
+    assert names(change) == ["message.incomplete", "run.step.cancelled", "run.step.cancelled", "run.in_progress"]
 
 
 def test_claiming_gives_a_lease_and_starts_the_run_once():
@@ -557,10 +608,11 @@ def test_a_run_that_ends_closes_what_is_open(way, status):
     )
     assert change.steps == (closed,)
     assert change.messages == (kept,)
+    first = 6 if way is settled_by_its_worker else 1_000_001
     assert [(event.number, event.type, event.data) for event in change.events] == [
-        (6, "thread.message.incomplete", kept),
-        (7, f"thread.run.step.{expected['step']}", closed),
-        (8, f"thread.run.{status}", change.record.run),
+        (first, "thread.message.incomplete", kept),
+        (first + 1, f"thread.run.step.{expected['step']}", closed),
+        (first + 2, f"thread.run.{status}", change.record.run),
     ]
     assert change.record.lease is None
 

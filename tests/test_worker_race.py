@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -90,8 +91,8 @@ class Moments:
             await bell.wait()
             bell.clear()
 
-    async def _claim(self, worker_id: str) -> Claim:
-        claim = await self._claim_run(worker_id)
+    async def _claim(self, worker_id: str, **options: Any) -> Claim:
+        claim = await self._claim_run(worker_id, **options)
         self._pass(claim.run.id)
         return claim
 

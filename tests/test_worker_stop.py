@@ -120,8 +120,8 @@ class TestStop(WorkerTests):
         claim_run = stage.store.claim_run
         waiting, go = asyncio.Event(), asyncio.Event()
 
-        async def in_hand(worker_id):
-            claim = await claim_run(worker_id)
+        async def in_hand(worker_id, **options):
+            claim = await claim_run(worker_id, **options)
             waiting.set()
             try:
                 await go.wait()

@@ -60,13 +60,13 @@ class TestStoreTrouble(WorkerTests):
         tries = []
         claim_run = stage.store.claim_run
 
-        async def damaged(worker_id):
+        async def damaged(worker_id, **options):
             tries.append(stage.clock.time_ns())
             if len(tries) == 1:
                 raise RuntimeError("a bug")
             if len(tries) < 6:
                 raise StoreIOError("read the queue", OSError(5, "Input/output error", "queue"))
-            return await claim_run(worker_id)
+            return await claim_run(worker_id, **options)
 
         async def answer(ctx):
             return None

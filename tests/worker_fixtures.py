@@ -151,8 +151,8 @@ class Stage:
         claim_run = self.store.claim_run
         acts = [act]
 
-        async def claim(worker_id: str) -> Claim:
-            claim = await claim_run(worker_id)
+        async def claim(worker_id: str, **options: Any) -> Claim:
+            claim = await claim_run(worker_id, **options)
             if acts:
                 await acts.pop()(claim)
             return claim

@@ -152,8 +152,8 @@ class Act:
         self.log.apply(event)
         self._events.append(event)
 
-    def begin_claim(self) -> None:
-        """Let the next event have the first number of a claim."""
+    def skip_ahead(self) -> None:
+        """Let the next event have a number that nobody has seen: a power cut may have taken events that were read."""
         self.log.number = (self.log.number // NUMBERS_PER_CLAIM + 1) * NUMBERS_PER_CLAIM
 
     def put(self, item: RunItem, old: RunStep | None = None) -> None:

@@ -2,8 +2,8 @@
 
 The names are those of OpenAI's event stream, but for ``threadloom.checkpoint``, which is the handler's own. Numbers
 rise strictly over a run's life, with gaps: each claim of the run begins at the next multiple of ``NUMBERS_PER_CLAIM``,
-so that a number which was seen once, and then lost with an unsynced delta in a power cut, never comes again with
-another meaning.
+and so does what others do to a run that a worker is on, so that a number which was seen once, and then lost with an
+unsynced delta in a power cut, never comes again with another meaning.
 """
 
 from __future__ import annotations

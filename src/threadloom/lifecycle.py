@@ -58,6 +58,7 @@ __all__ = [
     "force_status",
     "has_past",
     "holds",
+    "is_by_hand",
     "is_due",
     "is_expired",
     "is_leased",
@@ -100,15 +101,22 @@ def is_leased(record: RunRecord) -> bool:
     return record.lease is not None and holds(record, record.lease)
 
 
+def is_by_hand(record: RunRecord) -> bool:
+    """Return whether somebody drives the run by hand. A worker that is gone has left its lease: its runs are not."""
+    return record.run.status is RunStatus.IN_PROGRESS and record.lease is None
+
+
 def has_past(record: RunRecord, log: RunLog) -> bool:
     """Return whether somebody worked on the run before, since it was created or last forced to begin anew."""
     anew_from = record.run.anew_from or 0
-    return record.run.turn > 0 or log.number // NUMBERS_PER_CLAIM > anew_from // NUMBERS_PER_CLAIM
+    return record.run.turn > 0 or is_by_hand(record) or log.number // NUMBERS_PER_CLAIM > anew_from // NUMBERS_PER_CLAIM
 
 
-def is_due(run: Run, now_ns: int) -> bool:
-    """Return whether a worker may take the run now."""
-    return run.status is RunStatus.QUEUED and (run.retry_at is None or run.retry_at * _SECOND <= now_ns)
+def is_due(record: RunRecord, now_ns: int, *, adopt: bool = False) -> bool:
+    """Return whether a worker may take the run now; one that adopts takes what is driven by hand, too."""
+    if record.run.status is not RunStatus.QUEUED:
+        return adopt and is_by_hand(record)
+    return record.run.retry_at is None or record.run.retry_at * _SECOND <= now_ns
 
 
 def is_expired(run: Run, now_ns: int) -> bool:
@@ -121,25 +129,42 @@ def is_overdue(record: RunRecord, now_ns: int) -> bool:
     return is_expired(record.run, now_ns) and not is_leased(record)
 
 
-def next_in_turn(runs: Iterable[Run]) -> Run | None:
-    """Return the queued run whose turn it is among the ``runs`` of a thread, in their order, or none.
+def next_in_turn(records: Iterable[RunRecord], *, adopt: bool = False) -> RunRecord | None:
+    """Return the run whose turn it is to be taken among those of a thread, in their order, or none.
 
-    There is none while another run is at work or waits for tool outputs, also where an older one was queued again.
+    There is none while another run is at work or waits for tool outputs, also where an older one was queued again. A
+    run that is driven by hand is at work, and has the turn: who adopts takes it, and before those that are queued.
     """
-    active = [run for run in runs if not run.status.is_terminal]
-    return active[0] if active and all(run.status is RunStatus.QUEUED for run in active) else None
+    active = [record for record in records if not record.run.status.is_terminal]
+    at_work = [record for record in active if record.run.status is not RunStatus.QUEUED]
+    if not at_work:
+        return active[0] if active else None
+    return at_work[0] if adopt and all(is_by_hand(record) for record in at_work) else None
 
 
-def claim(record: RunRecord, log: RunLog, *, worker_id: str, token: str, life: str = "", now_ns: int) -> Change:
-    """Return the change that gives ``worker_id`` a lease on a run that is due."""
+def claim(
+    record: RunRecord,
+    log: RunLog,
+    *,
+    worker_id: str,
+    token: str,
+    life: str = "",
+    open_steps: Iterable[RunStep] = (),
+    now_ns: int,
+) -> Change:
+    """Return the change that gives ``worker_id`` a lease on a run that is due.
+
+    One that was driven by hand goes on with the attempt it is in, for nothing says that it failed. What is open in it
+    is done again, from the top.
+    """
     run = record.run
     lease = Lease(
         thread_id=run.thread_id, run_id=run.id, worker_id=worker_id, token=token, attempt=run.attempt, life=life
     )
-    act = Act(record, log, now_ns)
-    # Left by a worker that is gone, or whose run another program queued: it is done again.
+    act = Act(record, log, now_ns, open_steps)
+    # Left by a worker that is gone, by a hand, or by one whose run another program queued: it is done again.
     act.abandon(failed=False)
-    act.begin_claim()
+    act.skip_ahead()
     started_at = act.now if run.started_at is None else run.started_at
     run = attrs.evolve(run, status=RunStatus.IN_PROGRESS, started_at=started_at, retry_at=None)
     act.emit(EventType.RUN_IN_PROGRESS, run)
@@ -187,7 +212,7 @@ def update_status(
     ``InvalidTransitionError``.
     """
     _check_transition(record.run, status)
-    act = Act(record, log, now_ns, open_steps)
+    act = _taking_over(record, log, now_ns, open_steps)
     if is_leased(record) and not status.is_terminal:
         act.abandon(failed=False)  # the worker's, who goes; what is driven by hand stays as it is
     return act.come_to(with_status(record.run, status, error, act.now), lease=None)
@@ -207,7 +232,7 @@ def force_status(
     ``queued`` queues the run anew, at attempt 1 and without what it came to before: what it did until then counts for
     nothing.
     """
-    act = Act(record, log, now_ns, open_steps)
+    act = _taking_over(record, log, now_ns, open_steps)
     run = record.run
     if status is RunStatus.QUEUED or (is_leased(record) and not status.is_terminal):
         act.abandon(failed=False)
@@ -227,7 +252,7 @@ def request_cancel(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunSt
     run = record.run
     if run.status.is_terminal:
         raise RunInTerminalStateError(run.id, run.status)
-    act = Act(record, log, now_ns, open_steps)
+    act = _taking_over(record, log, now_ns, open_steps)
     if not is_leased(record):
         return act.come_to(with_status(run, RunStatus.CANCELLED, None, act.now), lease=None)
     if run.status is RunStatus.CANCELLING:
@@ -272,6 +297,7 @@ def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = ()
     act = Act(record, log, now_ns, open_steps)
     if log.has_ended and not act.log.open_steps and act.log.open_message is None:
         return None
+    act.skip_ahead()
     return act.come_to(record.run, lease=None)
 
 
@@ -286,7 +312,7 @@ def reclaim(
     if not is_leased(record):
         return None
     run = record.run
-    act = Act(record, log, now_ns, open_steps)
+    act = _taking_over(record, log, now_ns, open_steps)
     if run.status is RunStatus.CANCELLING:
         return act.come_to(with_status(run, RunStatus.CANCELLED, None, act.now), lease=None)
     if run.attempt >= max_attempts:
@@ -331,6 +357,14 @@ def append_message(record: RunRecord, log: RunLog, message: Message, *, now_ns: 
     act.put(attrs.evolve(message, status=MessageStatus.IN_PROGRESS, content=(), completed_at=None))
     act.end(message, keep=True)
     return act.change(record.run, record.lease)
+
+
+def _taking_over(record: RunRecord, log: RunLog, now_ns: int, open_steps: Iterable[RunStep]) -> Act:
+    """Return an act on a run that a worker may be on: what it streamed last may have been read, and lost since."""
+    act = Act(record, log, now_ns, open_steps)
+    if is_leased(record):
+        act.skip_ahead()
+    return act
 
 
 def _check_transition(run: Run, status: RunStatus) -> None:

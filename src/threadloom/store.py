@@ -313,26 +313,28 @@ class ThreadStore(ABC):
 
     # Queue
 
-    async def claim_run(self, worker_id: str) -> Claim:
+    async def claim_run(self, worker_id: str, *, adopt: bool = False) -> Claim:
         """Take the run that has waited longest among those whose turn it is in their threads; wait until there is one.
 
+        ``adopt`` takes runs over that somebody drives by hand, ``in_progress`` and without a lease, in the attempt that
+        they are in. Without it they are left alone, and keep their threads' turns.
         Cancelling the wait leaks no lease: a run that was taken in that moment is put back.
         """
         async with self._listen(QUEUE) as changes:
             while True:
-                claim, next_due = await self._take(worker_id)
+                claim, next_due = await self._take(worker_id, adopt=adopt)
                 if claim is not None:
                     return claim
                 async with _alarm(self.clock, next_due, changes):
                     await changes.wait()
 
-    async def try_claim_run(self, worker_id: str) -> Claim | None:
+    async def try_claim_run(self, worker_id: str, *, adopt: bool = False) -> Claim | None:
         """Take a run as ``claim_run`` does, or return none at once where there is none to take."""
-        claim, _ = await self._take(worker_id)
+        claim, _ = await self._take(worker_id, adopt=adopt)
         return claim
 
     @abstractmethod
-    async def _take(self, worker_id: str) -> tuple[Claim | None, timedelta | None]:
+    async def _take(self, worker_id: str, *, adopt: bool) -> tuple[Claim | None, timedelta | None]:
         """Return a claim, or none and how long until one that waits may be taken, if any does.
 
         A queued run past its ``expires_at`` is settled as ``expired`` instead of being taken.

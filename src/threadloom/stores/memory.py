@@ -88,7 +88,6 @@ class _ThreadState:
     meta: bytes
     messages: list[_Entry] = field(factory=list)
     runs: dict[str, _RunState] = field(factory=dict)
-    last_sequence: int = 0
 
 
 class MemoryStore(ThreadStore):
@@ -101,6 +100,7 @@ class MemoryStore(ThreadStore):
     def __init__(self, *, clock: Clock | None = None) -> None:
         super().__init__(clock=clock)
         self._threads: dict[str, _ThreadState] = {}
+        self._last_sequence = 0
         self._signals = Signals()
         self._is_open = False
 
@@ -246,12 +246,12 @@ class MemoryStore(ThreadStore):
         active = self._active_run(state)
         if on_busy == "reject" and active is not None and not run.status.is_terminal:
             raise ActiveRunError(thread_id, active.id)
-        sequence = max(self._now() // 1_000, state.last_sequence + 1)
+        sequence = max(self._now() // 1_000, self._last_sequence + 1)
         change = lifecycle.create(run, sequence=sequence, messages_before=len(state.messages), now_ns=self._now())
         made = _RunState(_encoded(change.record))
         written = self._commit(state, made, change)
         state.runs[run.id] = made
-        state.last_sequence = sequence
+        self._last_sequence = sequence
         return written
 
     async def get_run(self, thread_id: str, run_id: str) -> Run:
@@ -367,30 +367,35 @@ class MemoryStore(ThreadStore):
 
     # Queue
 
-    async def _take(self, worker_id: str) -> tuple[Claim | None, timedelta | None]:
+    async def _take(self, worker_id: str, *, adopt: bool) -> tuple[Claim | None, timedelta | None]:
         self._check(worker_id)
         now = self._now()
-        waiting: list[Run] = []
+        waiting: list[RunRecord] = []
         expiries: list[int] = []
         for state in self._threads.values():
             expiries += self._expire(state, now)
-            run = lifecycle.next_in_turn(self._runs(state))
-            if run is not None:
-                waiting.append(run)
-        due = [run for run in waiting if lifecycle.is_due(run, now)]
+            record = lifecycle.next_in_turn(self._records(state), adopt=adopt)
+            if record is not None:
+                waiting.append(record)
+        due = [record.run for record in waiting if lifecycle.is_due(record, now, adopt=adopt)]
         if due:
-            first = min(due, key=lambda run: run.sequence or 0)
+            first = min(due, key=lambda run: self._waits_since(run.thread_id))
             state, kept, record = self._run(first.thread_id, first.id)
             has_past = lifecycle.has_past(record, kept.log)
             change = lifecycle.claim(record, kept.log, worker_id=worker_id, token=secrets.token_hex(16), now_ns=now)
             written = self._commit(state, kept, change)
             assert change.record.lease is not None  # noqa: S101 - a claim gives one
             return Claim(written, change.record.lease, has_past), None
-        moments = [run.retry_at for run in waiting if run.retry_at is not None] + expiries
+        moments = [record.run.retry_at for record in waiting if record.run.retry_at is not None] + expiries
         if not moments:
             return None, None
         # Not beyond what a timedelta can say; then one looks again.
         return None, timedelta(microseconds=min(-((now - min(moments) * 1_000_000_000) // 1000), 86_400_000_000))
+
+    def _waits_since(self, thread_id: str) -> int:
+        """Return the place of a thread among the others: that of its first active run, whichever is taken."""
+        active = self._active_run(self._threads[thread_id])
+        return 0 if active is None else active.sequence or 0
 
     def _expire(self, state: _ThreadState, now_ns: int) -> list[int]:
         """Settle what is past its time and nobody works on; return the moments at which more is going to be."""
@@ -472,8 +477,11 @@ class MemoryStore(ThreadStore):
             raise LeaseLostError(lease.run_id, lease.worker_id)
         return state, run, record
 
+    def _records(self, state: _ThreadState) -> list[RunRecord]:
+        return [_decoded(run.record, RunRecord) for run in state.runs.values()]
+
     def _runs(self, state: _ThreadState) -> list[Run]:
-        return [_decoded(run.record, RunRecord).run for run in state.runs.values()]
+        return [record.run for record in self._records(state)]
 
     def _active_run(self, state: _ThreadState) -> Run | None:
         return next((run for run in self._runs(state) if not run.status.is_terminal), None)

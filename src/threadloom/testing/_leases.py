@@ -256,6 +256,19 @@ class LeaseConformance(Stage):
         async for view in self.views(store):
             assert (await view.get_run(thread.id, claim.run.id)).status is RunStatus.IN_PROGRESS
 
+    @pytest.mark.parametrize("hours", [1_000, -1_000])
+    async def test_g5_a_step_of_the_wall_clock_loses_no_lease(
+        self, store: ThreadStore, clock: ManualClock, hours: int
+    ) -> None:
+        claim = await new_claim(store)
+        clock.step_wall_clock(timedelta(hours=hours))
+        async with self.beside(store) as other:
+            assert await claimed(other, "worker_2") is None
+            await spin()
+            assert await other.check_lease(claim.lease) == claim.run
+        run = await store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
+        assert (run.status, run.attempt) == (RunStatus.COMPLETED, 1)
+
     async def test_metadata_and_steps_by_hand_leave_the_lease(self, store: ThreadStore) -> None:
         claim = await new_claim(store)
         thread_id, run_id = claim.run.thread_id, claim.run.id

@@ -88,6 +88,7 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self._runner = asyncio.Runner()
         self._clock = ManualClock()
+        self._set_back = timedelta()
         self._place = tempfile.TemporaryDirectory(prefix="threadloom-machine-")
         root = Path(self._place.name)
         self._stores = (type(self).make_store(self._clock, root), type(self).make_oracle(self._clock, root))
@@ -247,10 +248,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     # The queue
 
-    @rule(target=leases)
-    def claim_run(self) -> Any:
+    @rule(target=leases, adopt=st.booleans())
+    def claim_run(self, *, adopt: bool) -> Any:
         """Claim a run, if there is one."""
-        mine, other = self._do(lambda store: store.try_claim_run("worker_1"))
+        mine, other = self._do(lambda store: store.try_claim_run("worker_1", adopt=adopt))
         if not isinstance(mine, Claim) or not isinstance(other, Claim):
             return multiple()
         self._leases.append((mine.lease, other.lease))
@@ -388,15 +389,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.integers(1, 20))
     def set_clock_back(self, seconds: int) -> None:
-        """Set the clock back, by a little more than whole seconds, so that no two runs have the same moment."""
-        self._clock.step_wall_clock(timedelta(seconds=-seconds, microseconds=-7))
+        """Set the clock back."""
+        self._clock.step_wall_clock(timedelta(seconds=-seconds))
+        self._set_back += timedelta(seconds=seconds)
 
     @rule()
     def reopen(self) -> None:
         """Close the store under test, open it again, and compare all that there is.
 
-        Its leases are given back before: those of a store that is closed are taken back at some later moment.
+        Its leases are given back before: those of a store that is closed are taken back at some later moment. The clock
+        is set right: which of two runs in different threads was made first, a store knows by it, once it was closed.
         """
+        self._clock.step_wall_clock(self._set_back + timedelta(seconds=1))
+        self._set_back = timedelta()
         for leases in self._leases:
             for status in (RunStatus.QUEUED, RunStatus.CANCELLED):
                 work = RunWrite(status=status)

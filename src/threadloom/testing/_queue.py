@@ -17,6 +17,8 @@ from threadloom.models import (
     Run,
     RunError,
     RunStatus,
+    RunStepStatus,
+    Thread,
 )
 from threadloom.store import Claim, ThreadStore
 from threadloom.testing._clock import ManualClock
@@ -28,6 +30,7 @@ from threadloom.testing._stage import (
     names,
     new_claim,
     new_run,
+    new_step,
     new_thread,
     spin,
     until,
@@ -96,6 +99,25 @@ class QueueConformance(Stage):
                 assert await claimed(store) is None
             await finish(store, run)
         assert await claimed(store) is None
+
+    async def test_g4_runs_of_many_threads_are_claimed_in_the_order_they_were_created_whatever_the_clock_does(
+        self, store: ThreadStore, clock: ManualClock
+    ) -> None:
+        threads = [
+            await store.create_thread(attrs.evolve(Thread.new(), id=thread_id))
+            for thread_id in ("thread_b", "thread_c", "thread_a")
+        ]
+        runs = []
+        for n in range(9):
+            runs.append(await new_run(store, threads[n // 2 % 3].id))
+            if n % 3 == 2:  # it stands still in between
+                clock.step_wall_clock(timedelta(hours=-1))
+        taken = []
+        async with self.fresh(store) as again:
+            while (claim := await again.try_claim_run("worker_1")) is not None:
+                taken.append(claim.run.id)
+                await again.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
+        assert taken == [run.id for run in runs]
 
     @pytest.mark.parametrize("status", [RunStatus.IN_PROGRESS, RunStatus.REQUIRES_ACTION, RunStatus.CANCELLING])
     async def test_a_run_that_is_not_settled_keeps_its_threads_turn(
@@ -200,6 +222,53 @@ class QueueConformance(Stage):
                 *((store, other)[n % 2].try_claim_run(f"worker_{n}") for n in range(20)),
             )
         assert [claim.run.id for claim in claims if claim is not None] == [first.id]
+
+    async def test_a_run_that_is_driven_by_hand_is_taken_by_who_adopts_and_by_nobody_else(
+        self, store: ThreadStore
+    ) -> None:
+        by_hand = await new_run(store)
+        queued = await new_run(store, by_hand.thread_id)
+        await store.update_run_status(by_hand.thread_id, by_hand.id, RunStatus.IN_PROGRESS)
+        done = await new_step(store, by_hand)
+        await store.update_step_status(by_hand.thread_id, by_hand.id, done.id, RunStepStatus.COMPLETED)
+        left = await new_step(store, by_hand)
+        async for view in self.views(store):
+            assert await claimed(view) is None
+        claim = await store.try_claim_run("worker_2", adopt=True)
+        assert claim is not None
+        assert (claim.run.id, claim.run.status, claim.has_past) == (by_hand.id, RunStatus.IN_PROGRESS, True)
+        assert (claim.run.attempt, claim.lease.attempt, claim.lease.worker_id) == (1, 1, "worker_2")
+        assert await store.check_lease(claim.lease) == claim.run
+        async with self.beside(store) as other:
+            assert await other.try_claim_run("worker_3", adopt=True) is None
+        await store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
+        async for view in self.views(store):
+            steps = await view.list_steps(left.thread_id, left.run_id)
+            assert [step.status for step in steps] == [RunStepStatus.COMPLETED, RunStepStatus.CANCELLED]
+        async with self.fresh(store) as again:
+            assert await claimed(again) == queued.id
+
+    @pytest.mark.parametrize("status", [RunStatus.REQUIRES_ACTION, RunStatus.CANCELLING, *TERMINAL])
+    async def test_who_adopts_takes_nothing_that_waits_or_ends(self, store: ThreadStore, status: RunStatus) -> None:
+        run = await new_run(store)
+        await store.update_run_status(run.thread_id, run.id, status)
+        async for view in self.views(store):
+            assert await view.try_claim_run("worker_1", adopt=True) is None
+
+    async def test_who_adopts_takes_no_run_from_a_lease(self, store: ThreadStore) -> None:
+        claim = await new_claim(store)
+        await new_run(store, claim.run.thread_id)
+        async for view in self.views(store):
+            assert await view.try_claim_run("worker_2", adopt=True) is None
+
+    async def test_who_waits_to_adopt_hears_of_a_run_that_is_driven_by_hand(self, store: ThreadStore) -> None:
+        run = await new_run(store, status=RunStatus.REQUIRES_ACTION)
+        async with asyncio.timeout(PATIENCE):
+            waiting = asyncio.create_task(store.claim_run("worker_1", adopt=True))
+            await spin()
+            assert not waiting.done()
+            await store.update_run_status(run.thread_id, run.id, RunStatus.IN_PROGRESS)
+            assert (await waiting).run.id == run.id
 
     async def test_g3_who_waits_for_a_run_hears_when_one_is_queued(self, store: ThreadStore) -> None:
         thread = await new_thread(store)

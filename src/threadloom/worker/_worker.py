@@ -43,6 +43,9 @@ class RunWorker:
     * The worker stops: handlers have ``grace`` to end, then they are cancelled and their runs go back to the queue,
       which is no failed attempt.
 
+    With ``adopt`` it also takes over runs that somebody drives by hand, ``in_progress`` without a worker: for what a
+    program has left so that is not going to come back to it.
+
     A handler that ignores its cancellation keeps its slot and is cancelled again after each ``grace``; what it returns
     then is not kept. Where the store cannot do its work, the worker logs it and tries again, ever more slowly. All
     waiting is done on the store's clock. A worker belongs to the event loop that it was started in. Once it is closed
@@ -59,6 +62,7 @@ class RunWorker:
         run_timeout: timedelta | None = None,
         grace: timedelta = timedelta(seconds=10),
         worker_id: str | None = None,
+        adopt: bool = False,
     ) -> None:
         check_handler(handler)
         if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
@@ -73,6 +77,7 @@ class RunWorker:
         self._options = HandlerOptions(handler=handler, retry=retry, run_timeout=run_timeout, grace=grace)
         self._concurrency = concurrency
         self._given_id = worker_id
+        self._adopt = adopt
         self._id = worker_id
         self._slots = asyncio.Semaphore(concurrency)
         self._keepers: dict[asyncio.Task[None], RunKeeper] = {}
@@ -147,7 +152,7 @@ class RunWorker:
         while self._stopper is None:  # a store that had a claim in hand may have taken the cancellation for itself
             await self._slots.acquire()
             try:
-                claim = await self._store.claim_run(worker_id)
+                claim = await self._store.claim_run(worker_id, adopt=self._adopt)
             except Exception:  # whatever it is, a worker that takes no runs any more would be worse
                 failures += 1
                 self._slots.release()

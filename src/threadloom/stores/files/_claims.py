@@ -36,6 +36,7 @@ class Taking:
     """One attempt to take a run, and the claim that came of it: it stands whether or not anybody hears of it."""
 
     worker_id: str
+    adopt: bool = False
     claim: Claim | None = None
     is_over: asyncio.Event = field(factory=asyncio.Event)
 
@@ -70,49 +71,73 @@ class Claims:
         self.candidates = Candidates(runs.turns)
         # When to look again at a thread in which nothing changes by itself until then.
         self._delayed: dict[str, int] = {}
+        # Threads in which there was nothing but for those who adopt.
+        self._by_hand: set[str] = set()
 
     def take(self, taking: Taking) -> Work[Taken]:
         """Take the oldest run that is due, which is noted in ``taking`` too, or say when there is one next."""
         now_ns = self._now()
-        for delayed_id, due_ns in list(self._delayed.items()):
-            if due_ns <= now_ns:
-                del self._delayed[delayed_id]
-                self.candidates.look_at(delayed_id)
+        self._look_again(now_ns, adopt=taking.adopt)
         settled: list[Run] = []
         locked: list[str] = []
         claim: Claim | None = None
-        while claim is None and (thread_id := self.candidates.first()) is not None:
+        while claim is None and (first := self.candidates.first()) is not None:
+            thread_id, place = first
             try:
-                claim = taking.claim = yield from self._take_from(thread_id, taking.worker_id, now_ns, settled)
+                claim = taking.claim = yield from self._take_from(thread_id, place, taking, now_ns, settled)
             except LockedElsewhereError:
                 locked.append(thread_id)
             except ThreadNotFoundError:
                 self._runs.turns.forget(thread_id)
             except JournalError:
-                self.candidates.look_at(thread_id)
+                for left_id in (*locked, thread_id):
+                    self.candidates.look_at(left_id)
                 raise
             except (StoreError, OSError) as error:
                 # Of one thread only: the others go on. It is looked at again when something changes in it.
                 _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
         for locked_id in locked:
             self.candidates.look_at(locked_id)
-        waits = min(self._delayed.values(), default=None)
-        microseconds = 0 if waits is None else min(-((now_ns - waits) // 1_000), _LONGEST_WAIT_MICROSECONDS)
-        next_due = None if waits is None else timedelta(microseconds=microseconds)
-        return Taken(claim, next_due, tuple(settled), bool(locked))
+        return Taken(claim, self._next_due(now_ns), tuple(settled), bool(locked))
 
-    def _take_from(self, thread_id: str, worker_id: str, now_ns: int, settled: list[Run]) -> Work[Claim | None]:
+    def _look_again(self, now_ns: int, *, adopt: bool) -> None:
+        for thread_id, due_ns in list(self._delayed.items()):
+            if due_ns <= now_ns:
+                del self._delayed[thread_id]
+                self.candidates.look_at(thread_id)
+        while adopt and self._by_hand:
+            self.candidates.look_at(self._by_hand.pop())
+
+    def _next_due(self, now_ns: int) -> timedelta | None:
+        waits = min(self._delayed.values(), default=None)
+        if waits is None:
+            return None
+        return timedelta(microseconds=min(-((now_ns - waits) // 1_000), _LONGEST_WAIT_MICROSECONDS))
+
+    def _take_from(
+        self, thread_id: str, place: int, taking: Taking, now_ns: int, settled: list[Run]
+    ) -> Work[Claim | None]:
         with self._threads.locked(thread_id):
-            records = yield from self._runs.active_records(thread_id, self._runs.turns.read(thread_id))
-            for record in [record for record in records if lifecycle.is_overdue(record, now_ns)]:
+            turn = self._runs.turns.read(thread_id)
+            records = yield from self._runs.active_records(thread_id, turn)
+            overdue = [record for record in records if lifecycle.is_overdue(record, now_ns)]
+            for record in overdue:
                 settled.append((yield from self._runs.act_locked(thread_id, record.run.id, self._expiring)))
                 records.remove(record)
-            run = lifecycle.next_in_turn(record.run for record in records)
-            if run is not None and lifecycle.is_due(run, now_ns):
-                return (yield from self._claim(run, worker_id))
+            if overdue:
+                turn = self._runs.turns.read(thread_id)
+            if turn.active and turn.active[0][0] > place:
+                # The run by which it was chosen has ended: by the next one, it may be another thread's turn.
+                self.candidates.look_at(thread_id)
+                return None
+            first = lifecycle.next_in_turn(records, adopt=taking.adopt)
+            if first is not None and lifecycle.is_due(first, now_ns, adopt=taking.adopt):
+                return (yield from self._claim(first.run, taking))
             moments = [record.run.expires_at for record in records if record.run.expires_at is not None]
-            if run is not None and run.retry_at is not None:
-                moments.append(run.retry_at)
+            if first is not None and first.run.retry_at is not None:
+                moments.append(first.run.retry_at)
+            if any(lifecycle.is_by_hand(record) for record in records):
+                self._by_hand.add(thread_id)
             if moments:
                 self._delayed[thread_id] = min(moments) * _SECOND_NS
         return None
@@ -123,15 +148,23 @@ class Claims:
         steps = self._runs.open_steps(record.run.thread_id, record.run.id)
         return lifecycle.force_status(record, known, RunStatus.EXPIRED, None, open_steps=steps, now_ns=self._now())
 
-    def _claim(self, run: Run, worker_id: str) -> Work[Claim | None]:
+    def _claim(self, run: Run, taking: Taking) -> Work[Claim | None]:
         leases: list[tuple[Lease | None, bool]] = []
 
         def decide(record: RunRecord, known: RunLog) -> Change | None:
             leases.clear()
-            if not lifecycle.is_due(record.run, self._now()):
+            if not lifecycle.is_due(record, self._now(), adopt=taking.adopt):
                 return None
+            # A hand may have left steps that the events know nothing of.
+            is_by_hand = lifecycle.is_by_hand(record)
             change = lifecycle.claim(
-                record, known, worker_id=worker_id, token=secrets.token_hex(16), life=self.life, now_ns=self._now()
+                record,
+                known,
+                worker_id=taking.worker_id,
+                token=secrets.token_hex(16),
+                life=self.life,
+                open_steps=self._runs.open_steps(run.thread_id, run.id) if is_by_hand else (),
+                now_ns=self._now(),
             )
             leases.append((change.record.lease, lifecycle.has_past(record, known)))
             return change
@@ -146,11 +179,6 @@ class Claims:
             claimed = record.run
         lease, has_past = next(iter(leases), (None, False))
         return None if lease is None else Claim(claimed, lease, has_past)
-
-    def index(self, thread_id: str) -> None:
-        """Make the turn of a thread from its runs."""
-        with self._threads.locked(thread_id):
-            self._runs.turns.rebuild(thread_id)
 
     # Workers that are gone
 

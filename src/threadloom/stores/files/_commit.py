@@ -8,7 +8,7 @@ from threadloom.stores.files._journal import Act, Journal
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._redo import Redo, retractions
 from threadloom.stores.files._writer import Work
-from threadloom.stores.files._writes import Make, NotUndoneError, Write, carry_out
+from threadloom.stores.files._writes import Make, NotUndoneError, Unchanged, Write, carry_out
 
 __all__ = ["Committer"]
 
@@ -32,8 +32,10 @@ class Committer:
 
         ``ForeignWriteError`` where a foreign program has replaced the record before: what was appended is taken back.
         """
-        if not self.power and len(writes) == 1 and not isinstance(writes[0], Make):
-            # One write to one file is whole by itself as long as the machine goes on.
+        changes = [write for write in writes if not isinstance(write, Unchanged)]
+        if not self.power and len(changes) == 1 and not isinstance(changes[0], Make):
+            # One write to one file is whole by itself as long as the machine goes on. A new directory is more than
+            # that: with a run comes the queue index.
             carry_out(self._disk, self._layout.damaged, writes)
             return
         act = Act(thread_id, writes)

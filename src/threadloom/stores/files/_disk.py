@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
@@ -160,11 +160,24 @@ class Disk:
 
     def subdirectories(self, directory: Path) -> list[str]:
         """Return the names of the directories in a directory, none where there is no directory."""
+        return list(self.each_subdirectory(directory))
+
+    def each_subdirectory(self, directory: Path) -> Generator[str]:
+        """Yield the names of the directories in a directory, which is kept open until all are, or it is closed."""
+        with suppress(FileNotFoundError), os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield entry.name
+
+    def changed_ns(self, path: Path | str) -> int | None:
+        """Return when it was last written, or renamed into its place, in nanoseconds; none where there is nothing.
+
+        It is the system's own note, by the wall clock, and no program can set it.
+        """
         try:
-            with os.scandir(directory) as entries:
-                return [entry.name for entry in entries if entry.is_dir()]
+            return os.stat(path).st_ctime_ns
         except FileNotFoundError:
-            return []
+            return None
 
     def size(self, path: Path) -> int:
         """Return a file's size in bytes, 0 where there is no file."""

@@ -15,7 +15,6 @@ import errno
 import os
 import time
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +26,7 @@ from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._owner import disown, opened, own
 from threadloom.stores.files._writes import Write, to_json
 
-__all__ = ["Act", "Journal", "JournalError", "add_entries", "parsed_entries"]
+__all__ = ["Act", "Journal", "JournalError", "add_entries", "parsed_entry"]
 
 Entry = dict[str, Any]
 
@@ -96,6 +95,7 @@ class Journal:
         self._count = 0
         self._file: JournalFile | None = None
         self._lines: list[bytes] = []
+        self._marks: list[bytes] = []
         self._noted: list[Act] = []
         self._wants_sync = False
         self._is_retiring_due = False
@@ -106,10 +106,18 @@ class Journal:
         """Whether what was flushed outlives a power cut."""
         return self._power
 
-    def begin(self) -> None:
+    def begin(self) -> JournalFile:
         """Make the journal's file: locked before it can be seen, durable before it is relied upon."""
         path = self._directory / f"{self._name}-{self._count}"
         self._count += 1
+        try:
+            self._file = self._made(path)
+        except OSError as error:
+            self._disk.discard(path)
+            raise JournalError(error.errno, error.strerror, str(path)) from error
+        return self._file
+
+    def _made(self, path: Path) -> JournalFile:
         durability = "power" if self._power else "process"
         header = _dumped({"journal": 1, "boot": self._boot, "durability": durability})
         temporary = self._disk.temporary_path()
@@ -126,24 +134,20 @@ class Journal:
         except BaseException:
             disown(fd)
             self._disk.discard(temporary)
-            self._disk.discard(path)
             raise
-        self._file = file
+        return file
 
     # Acts
 
     def note(self, act: Act, *, sync: bool = True) -> None:
         """Put an act down; it counts once ``flush`` has returned. ``sync`` asks for it to outlive a power cut then."""
-        if self._file is None:
-            self.begin()
-        file = act.file = self._file
-        assert file is not None  # noqa: S101 - it was made
+        file = act.file = self._file or self.begin()
         file.last_number += 1
         act.number = file.last_number
         file.open_acts[act.number] = act
         self._noted.append(act)
         self._wants_sync = self._wants_sync or sync
-        writes = [told for write in act.writes if (told := to_json(write, self._root)) is not None]
+        writes = [to_json(write, self._root) for write in act.writes]
         entry = {"act": act.number, "at": time.monotonic_ns(), "thread": act.thread_id, "writes": writes}
         self._lines.append(_dumped(entry))
 
@@ -151,12 +155,12 @@ class Journal:
         """Say that an act is in the files or, by ``mark``, what else became of it."""
         assert act.file is not None  # noqa: S101 - it was noted
         act.file.open_acts.pop(act.number, None)
-        if mark is not None and act.file is self._file:
-            self._lines.append(_dumped({mark: act.number}))
+        if mark is not None and act.file is self._file:  # one that could not be synced is not written to
+            self._marks.append(_dumped({mark: act.number}))
 
     def retract(self, act: Act) -> None:
         """Say that the messages of an act, which a foreign program has forbidden, are to be taken back."""
-        self._lines.append(_dumped({"retracted": act.number}))
+        self._marks.append(_dumped({"retracted": act.number}))
         self._wants_sync = True
 
     def flush(self) -> None:
@@ -172,12 +176,12 @@ class Journal:
         lines, self._lines = self._lines, []
         wants_sync, self._wants_sync = self._wants_sync and self._power, False
         done = min(file.open_acts, default=file.last_number + 1) - 1
-        if done > file.done:
-            lines.insert(0, _dumped({"done": done}))
-        if not lines:
+        said = [_dumped({"done": done})] if done > file.done else []
+        if not (said or self._marks or lines):
             return
         try:
-            file.append(b"".join(lines))
+            file.append(b"".join((*said, *self._marks, *lines)))
+            self._marks.clear()
             file.done = done
             if wants_sync:
                 os.fdatasync(file.fd)
@@ -258,19 +262,13 @@ def add_entries(path: Path, entries: list[Entry], *, sync: bool) -> None:
             os.fdatasync(fd)
 
 
-def parsed_entries(data: bytes) -> Iterator[Entry | None]:
-    """Yield what the lines of a journal say, and none for a line that is torn or damaged."""
-    for line in data.split(b"\n"):
-        if not line:
-            continue
-        checksum, _, text = line.partition(b" ")
-        try:
-            if int(checksum, 16) == zlib.crc32(text):
-                yield orjson.loads(text)
-                continue
-        except ValueError:
-            pass
-        yield None
+def parsed_entry(line: bytes) -> Entry:
+    """Return what a line of a journal says, or raise ``ValueError`` where it is torn or damaged."""
+    checksum, _, text = line.partition(b" ")
+    if int(checksum, 16) != zlib.crc32(text):
+        raise ValueError("its checksum is that of another line")
+    entry: Entry = orjson.loads(text)
+    return entry
 
 
 def _dumped(entry: Entry) -> bytes:

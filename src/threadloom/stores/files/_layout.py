@@ -15,6 +15,7 @@ class Layout:
         self.own = root / ".threadloom"
         self.format = self.own / "format"
         self.boot = self.own / "boot"
+        self.swept = self.own / "swept"
         self.queue = self.own / "queue"
         self.turns = self.own / "turns"
         self.lives = self.own / "lives"
@@ -48,6 +49,10 @@ class Layout:
 
     def status(self, thread_id: str, run_id: str) -> Path:
         return self.run(thread_id, run_id) / "status.json"
+
+    def status_in(self, runs: str, run_id: str) -> str:
+        """Return ``status`` as plain text, for who goes past a hundred thousand of them."""
+        return f"{runs}/{run_id}/status.json"
 
     def events(self, thread_id: str, run_id: str) -> Path:
         return self.run(thread_id, run_id) / "events.jsonl"

@@ -17,7 +17,7 @@ from typing import Final
 from attrs import define
 
 from threadloom.ids import is_id
-from threadloom.stores.files._owner import disown, holder_of, is_ours, own
+from threadloom.stores.files._owner import disown, holder_of, our_key, own
 
 __all__ = ["Life", "Peer", "Peers"]
 
@@ -117,7 +117,7 @@ class Peers:
 
     def _look_at(self, path: Path) -> Peer | None:
         try:
-            if is_ours(path):
+            if our_key(path) is not None:
                 # Whether it is hung is for others to say: who looks is not.
                 return Peer(os.getpid(), secrets.token_bytes(8), is_ours=True)
             fd = os.open(path, _LOOK | os.O_CLOEXEC)

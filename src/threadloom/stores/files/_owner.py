@@ -22,10 +22,13 @@ try:
 except ImportError:  # Windows, where no FileStore opens
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["disown", "holder_of", "is_ours", "opened", "own"]
+__all__ = ["Key", "disown", "holder_of", "is_our_key", "opened", "our_key", "own"]
 
 _FLOCK: Final = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
-_OURS: dict[tuple[int, int], tuple[int, int]] = {}
+Key = tuple[int, int]
+"""What a file is known by, whatever its name is."""
+
+_OURS: dict[Key, tuple[int, int]] = {}
 """The process that holds the lock of each file that was locked here, and its descriptor; a child finds its parent's."""
 _LENDING: Final = threading.Lock()
 
@@ -43,9 +46,15 @@ def disown(fd: int) -> None:
         os.close(fd)
 
 
-def is_ours(path: Path) -> bool:
-    """Return whether this process has the lock of a file. ``FileNotFoundError`` where there is none."""
-    return _OURS.get(_key(os.stat(path)), (0, 0))[0] == os.getpid()
+def is_our_key(key: Key) -> bool:
+    """Return whether this process has the lock of the file that is known by ``key``."""
+    return _OURS.get(key, (0, 0))[0] == os.getpid()
+
+
+def our_key(path: Path) -> Key | None:
+    """Return what a file is known by if this process has its lock, else none; ``FileNotFoundError`` where none is."""
+    key = _key(os.stat(path))
+    return key if is_our_key(key) else None
 
 
 @contextmanager
@@ -79,5 +88,5 @@ def holder_of(fd: int) -> int | None:
     return None
 
 
-def _key(stat: os.stat_result) -> tuple[int, int]:
+def _key(stat: os.stat_result) -> Key:
     return stat.st_dev, stat.st_ino

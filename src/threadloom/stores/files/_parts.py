@@ -27,6 +27,7 @@ from threadloom.stores.files._queue import TurnBook
 from threadloom.stores.files._recovery import Recovery
 from threadloom.stores.files._redo import Redo
 from threadloom.stores.files._runs import Runs
+from threadloom.stores.files._sweep import Sweep
 from threadloom.stores.files._threads import Threads
 from threadloom.stores.files._watch import Watch
 from threadloom.stores.files._writer import Hop, Work
@@ -103,10 +104,10 @@ class Parts:
             lease=options.lease_duration,
             ring=ring,
         )
+        self.sweep = Sweep(layout, self.disk, self.threads, self.runs, reader=self.reader, writer=self.writer)
         self.is_queue_watched = False
         self._next_look = 0.0
         self.takings: set[Taking] = set()
-        self.indexing: asyncio.Task[None] | None = None
 
     def prepare(self) -> bool:
         """Make the store's own directories, and whole what a crash has cut off; return whether its index is right."""
@@ -178,9 +179,7 @@ class Parts:
     async def close(self) -> None:
         """End what is pending, in the order in which one part needs the other."""
         self._stack.close()
-        if self.indexing is not None:
-            self.indexing.cancel()
-            await asyncio.wait([self.indexing])
+        await self.sweep.close()
         await self.recovery.close()
         await self.watch.close()
         for taking in tuple(self.takings):  # one that is being cancelled may have a run to put back

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import orjson
 from attrs import define, field
@@ -32,6 +32,12 @@ class Turn:
     last_sequence: int = 0
     active: list[tuple[int, str]] = field(factory=list)
 
+    @classmethod
+    def of(cls, active: Iterable[Run], *, last_sequence: int) -> Turn:
+        """Return the turn of a thread with these active runs. Those without a number come first, in their own order."""
+        ordered = sorted(active, key=lambda run: (run.sequence or 0, run.created_at, run.id))
+        return cls(last_sequence, [(run.sequence or 0, run.id) for run in ordered])
+
 
 class TurnBook:
     """The turns on disk. Changes are made under the lock of the thread."""
@@ -40,7 +46,7 @@ class TurnBook:
         self._layout = layout
         self._disk = disk
         self._all_runs = all_runs
-        self._boot = boot
+        self.boot = boot
 
     def read(self, thread_id: str) -> Turn:
         """Return the turn of a thread, made again from its runs where it is missing or torn."""
@@ -48,27 +54,38 @@ class TurnBook:
 
     def peek(self, thread_id: str) -> Turn | None:
         """Return the turn of a thread as it lies there, or none; needs no lock."""
+        turn, boot = self._load(thread_id)
+        return turn if boot == self.boot else None  # never synced: after a start of the machine it may be an old one
+
+    def first_sequence(self, thread_id: str) -> int:
+        """Return the number of the first active run, 0 where none can be told, also from a turn that does not count."""
+        turn, _ = self._load(thread_id)
+        return turn.active[0][0] if turn is not None and turn.active else 0
+
+    def _load(self, thread_id: str) -> tuple[Turn | None, str]:
         try:
             record = orjson.loads(self._disk.read(self._layout.turn(thread_id)))
-            if record["boot"] != self._boot:
-                return None  # never synced: after a start of the machine it may be an old one
-            return Turn(record["sequence"], [(sequence, run_id) for sequence, run_id in record["active"]])
+            active = [(sequence, run_id) for sequence, run_id in record["active"]]
+            return Turn(record["sequence"], active), record["boot"]
         except (OSError, KeyError, TypeError, ValueError):
-            return None
+            return None, ""
 
     def rebuild(self, thread_id: str) -> Turn:
         """Return the turn that the thread's runs say, and write it down."""
-        # Runs of other programs have no number; they come first, in their own order.
         runs = list(self._all_runs(thread_id))
-        turn = Turn(
-            max((run.sequence or 0 for run in runs), default=0),
-            [(run.sequence or 0, run.id) for run in runs if not run.status.is_terminal],
-        )
+        last_sequence = max((run.sequence or 0 for run in runs), default=0)
+        turn = Turn.of((run for run in runs if not run.status.is_terminal), last_sequence=last_sequence)
         if runs:
-            self._write(thread_id, turn)
-            if turn.active:
-                self.announce(thread_id)
+            self.keep(thread_id, turn)
         return turn
+
+    def keep(self, thread_id: str, turn: Turn) -> None:
+        """Write down a turn, and tell the workers of it if there is anything for them."""
+        self._write(thread_id, turn)
+        if turn.active:
+            self.announce(thread_id)
+        else:
+            self._disk.remove(self._layout.marker(thread_id))
 
     def enter(self, thread_id: str, turn: Turn, sequence: int, run_id: str) -> None:
         """Put a run among the active ones of its thread, in its place."""
@@ -82,11 +99,7 @@ class TurnBook:
     def leave(self, thread_id: str, turn: Turn, run_id: str) -> None:
         """Take a settled run out, and let the next one have its turn."""
         turn.active = [entry for entry in turn.active if entry[1] != run_id]
-        self._write(thread_id, turn)
-        if turn.active:
-            self.announce(thread_id)
-        else:
-            self._disk.remove(self._layout.marker(thread_id))
+        self.keep(thread_id, turn)
 
     def note(self, thread_id: str, turn: Turn, sequence: int) -> None:
         """Write down that a number was given to a run that was never active."""
@@ -107,7 +120,7 @@ class TurnBook:
         return self._disk.names(self._layout.queue)
 
     def _write(self, thread_id: str, turn: Turn) -> None:
-        record = {"boot": self._boot, "sequence": turn.last_sequence, "active": turn.active}
+        record = {"boot": self.boot, "sequence": turn.last_sequence, "active": turn.active}
         self._disk.overwrite(self._layout.turn(thread_id), codec.dump_line(record))
 
 
@@ -128,8 +141,11 @@ class Candidates:
         """Note that something may have changed in a thread."""
         self._to_look_at[thread_id] = None
 
-    def first(self) -> str | None:
-        """Return the thread to try first, and take it from the candidates; none where there is none."""
+    def first(self) -> tuple[str, int] | None:
+        """Return the thread to try first, and the place that it has by its first run; none where there is none.
+
+        It is taken from the candidates.
+        """
         if self.must_look_at_all:
             self.must_look_at_all = False
             self._to_look_at.update((name, None) for name in self._book.announced() if name not in self._heads)
@@ -139,7 +155,7 @@ class Candidates:
             sequence, thread_id = heapq.heappop(self._heap)
             if self._heads.get(thread_id) == sequence:
                 del self._heads[thread_id]
-                return thread_id
+                return thread_id, sequence
         return None
 
     def _refresh(self, thread_id: str) -> None:
@@ -148,7 +164,7 @@ class Candidates:
             self._heads.pop(thread_id, None)
             return
         # A turn that cannot be read is made again by whoever tries the thread, under its lock.
-        sequence = turn.active[0][0] if turn is not None else 0
+        sequence = turn.active[0][0] if turn is not None else self._book.first_sequence(thread_id)
         if self._heads.get(thread_id) != sequence:
             self._heads[thread_id] = sequence
             heapq.heappush(self._heap, (sequence, thread_id))

@@ -20,17 +20,18 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 from attrs import define, field
 
 from threadloom import codec
 from threadloom.errors import NotFoundError, StoreError
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, LogFile, digest
-from threadloom.stores.files._journal import Act, add_entries, parsed_entries
+from threadloom.stores.files._journal import Act, add_entries, parsed_entry
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import LockedElsewhereError, locked
-from threadloom.stores.files._owner import holder_of, is_ours
-from threadloom.stores.files._writes import Append, Make, Put, Write, from_json
+from threadloom.stores.files._owner import Key, holder_of, is_our_key, our_key
+from threadloom.stores.files._writes import Append, Make, Put, Unchanged, Write, from_json
 
 __all__ = ["Redo", "retractions"]
 
@@ -83,7 +84,8 @@ class Redo:
         self._renew_index = renew_index
         self._mutex = threading.RLock()
         self._listed_ns = -1
-        self._peers: dict[str, int | None] = {}
+        # A descriptor of each journal of another process, and what a journal of this one is known by.
+        self._peers: dict[str, int | Key] = {}
         self._dead: dict[str, _DeadJournal] = {}
         self._open_acts: dict[str, list[tuple[Act, Callable[[Act], object]]]] = {}
 
@@ -162,23 +164,43 @@ class Redo:
         with locked(self._layout.journals), self._mutex:
             journals = [self._read(self._layout.journals / name) for name in self._names() if self._is_old(name)]
             acts = [act for journal in journals for act in journal.acts.values()]
+            foreign = self._foreign(acts)
             older: dict[Path, set[str]] = {}
             for act in sorted(acts, key=lambda act: act.at):
-                self._carry_out(act, older, is_torn=True)
+                record = _decisive(act)
+                is_made = act.is_done or record is None or record.path not in foreign
+                self._carry_out(attrs.evolve(act, is_done=is_made), older, is_torn=True)
             self._remove(journals)
+
+    def _foreign(self, acts: list[_Told]) -> set[Path]:
+        """Return the records in which neither lies what an act has put there, old or new, nor a torn form of it."""
+        puts: dict[Path, list[Put]] = {}
+        for act in acts:
+            for write in act.writes:
+                if isinstance(write, Put):
+                    puts.setdefault(write.path, []).append(write)
+        return {path for path, known in puts.items() if not self._is_known(path, known)}
+
+    def _is_known(self, path: Path, puts: list[Put]) -> bool:
+        try:
+            found = self._disk.read(path)
+        except FileNotFoundError:
+            return True
+        seen = digest(found)
+        return any(seen in {put.old, digest(put.data)} or _is_torn(found, put.data) for put in puts)
 
     def _is_old(self, name: str) -> bool:
         path = self._layout.journals / name
         try:
-            if is_ours(path):
+            if our_key(path) is not None:
                 return False
             with path.open("rb") as file:
                 if holder_of(file.fileno()) is not None:
                     return False
-                header = next(parsed_entries(file.readline()), None)
+                header = file.readline()
         except FileNotFoundError:
             return False
-        return not self._boot or header is None or header.get("boot") != self._boot
+        return not self._boot or self._boot.encode() not in header
 
     # Which journals there are
 
@@ -191,7 +213,7 @@ class Redo:
         if changed_ns != self._listed_ns:
             self._list()
             self._listed_ns = changed_ns if time.time_ns() - changed_ns > _TICK_NS else -1
-        gone = [name for name, fd in self._peers.items() if self._is_gone(name, fd)]
+        gone = [name for name, peer in self._peers.items() if self._is_gone(peer)]
         return [journal for name in gone if (journal := self._dead_journal(name)) is not None]
 
     def _list(self) -> None:
@@ -201,21 +223,17 @@ class Redo:
         for name in names - self._peers.keys():
             path = self._layout.journals / name
             with suppress(FileNotFoundError):
-                self._peers[name] = None if is_ours(path) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._peers[name] = our_key(path) or os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def _is_gone(self, name: str, fd: int | None) -> bool:
-        if fd is not None:
-            return holder_of(fd) is None
-        try:
-            return not is_ours(self._layout.journals / name)  # of a store of this process that gave it up
-        except FileNotFoundError:
-            return False
+    @staticmethod
+    def _is_gone(peer: int | Key) -> bool:
+        return holder_of(peer) is None if isinstance(peer, int) else not is_our_key(peer)
 
     def _drop(self, name: str) -> None:
         self._dead.pop(name, None)
-        fd = self._peers.pop(name)
-        if fd is not None:
-            os.close(fd)
+        peer = self._peers.pop(name)
+        if isinstance(peer, int):
+            os.close(peer)
 
     def _dead_journal(self, name: str) -> _DeadJournal | None:
         path = self._layout.journals / name
@@ -231,20 +249,17 @@ class Redo:
     def _read(self, path: Path) -> _DeadJournal:
         data = self._disk.read(path)
         journal = _DeadJournal(path, len(data))
-        has_header = is_torn = False
-        for entry in parsed_entries(data):
-            journal.is_damaged = journal.is_damaged or is_torn  # a bad line that is not the last
+        bad: list[bytes] = []
+        for line in data.splitlines():
             try:
-                self._take_in(journal, entry)
+                self._take_in(journal, parsed_entry(line))
             except (KeyError, TypeError, ValueError):
-                is_torn = True
-            else:
-                is_torn = False
-                has_header = True
-        journal.is_damaged = journal.is_damaged or not has_header
+                bad.append(line)
+        # The last line may be cut off, and after a power cut others have holes; nobody was told that they are there.
+        journal.is_damaged = any(line and b"\0" not in line and not data.endswith(line) for line in bad)
         return journal
 
-    def _take_in(self, journal: _DeadJournal, entry: dict[str, Any] | None) -> None:
+    def _take_in(self, journal: _DeadJournal, entry: dict[str, Any]) -> None:
         match entry:
             case {"journal": 1, "boot": str(boot), "durability": durability}:
                 journal.boot, journal.is_durable = boot, durability == "power"
@@ -300,7 +315,7 @@ class Redo:
         makes_thread = any(isinstance(write, Make) and write.path.parent == self._layout.root for write in act.writes)
         if not makes_thread and not self._disk.exists(self._layout.thread(act.thread_id)):
             return
-        if act.is_retracted or not self._stands(act, older, is_torn=is_torn):
+        if act.is_retracted or not self._stands(act):
             self._take_back(act)
             return
         for write in act.writes:
@@ -312,16 +327,16 @@ class Redo:
                 case Append():
                     self._append(write)
 
-    def _stands(self, act: _Told, older: dict[Path, set[str]], *, is_torn: bool) -> bool:
-        """Return whether an act may be, or was, made: no foreign program has replaced its record before it."""
-        record = next((put for put in act.writes if isinstance(put, Put) and put.path.parent.name != "steps"), None)
-        if record is None or act.is_done:
+    def _stands(self, act: _Told) -> bool:
+        """Return whether an act is to be, or was, made: no foreign program has replaced its record before it."""
+        record = None if act.is_done else _decisive(act)
+        if record is None:
             return True
         try:
-            found = self._disk.read(record.path)
+            found = digest(self._disk.read(record.path))
         except FileNotFoundError:
             return True
-        if found == record.data or self._is_older(found, record, older, is_torn=is_torn):
+        if found == record.old or (isinstance(record, Put) and found == digest(record.data)):
             return True
         last = act.writes[-1]  # the events come last: where they are there, so was all the rest
         return isinstance(last, Append) and self._is_there(last)
@@ -390,6 +405,14 @@ class Redo:
                 return file.read_at(append.offset, len(append.data)) == append.data
         except FileNotFoundError:
             return False
+
+
+def _decisive(act: _Told) -> Put | Unchanged | None:
+    """Return what an act does with the record by which it stands or falls."""
+    return next(
+        (write for write in act.writes if isinstance(write, Put | Unchanged) and write.path.parent.name != "steps"),
+        None,
+    )
 
 
 def retractions(offset: int, lines: bytes) -> bytes:

@@ -103,6 +103,7 @@ class Runs:
         self._now = time_ns
         self.turns = turns
         self._known_logs: OrderedDict[tuple[str, str], _KnownLog] = OrderedDict()
+        self._last_sequence = 0
 
     # Runs
 
@@ -114,8 +115,9 @@ class Runs:
             if on_busy == "reject" and not run.status.is_terminal:
                 yield from self._check_not_busy(thread_id, turn)
             now_ns = self._now()
-            # By the clock between threads, strictly rising within one, whatever the clock does.
-            sequence = max(now_ns // 1_000, turn.last_sequence + 1)
+            # By the clock between processes; rising strictly in a thread, and in a process, whatever the clock does.
+            sequence = max(now_ns // 1_000, turn.last_sequence + 1, self._last_sequence + 1)
+            self._last_sequence = sequence
             change = lifecycle.create(
                 run,
                 sequence=sequence,
@@ -371,7 +373,8 @@ class Runs:
         position = start
         for offset, line in log.lines(file, start, stop):
             position = offset + len(line) + 1
-            record = log.parsed(file.path, (offset, line))
+            # Before a NUL stood pieces of a streamed text, which a power cut may take, and leave a hole in the log.
+            record = log.parsed(file.path, (offset, line.rpartition(b"\0")[2]))
             if record is None:
                 continue
             try:
@@ -415,8 +418,9 @@ class Runs:
         is_bare = old.run.sequence is not None and b'"sequence"' not in held.data
         if change.record != old or is_bare:
             writes.append(Put.over(held, rewritten(held, old, change.record)))
-        elif change.messages:
-            writes.append(Unchanged(held))
+        elif change.messages or change.steps or change.events:
+            # Also under a lock: it may be forced past one whose process was frozen (and woke up here).
+            writes.append(Unchanged.of(held))
         writes += [self._putting(step) for step in change.steps]
         if change.events:
             writes.append(self._appending(run, change.events))
@@ -425,7 +429,7 @@ class Runs:
         if old.run.status.is_terminal and not run.status.is_terminal:
             # The index first, as it may name too many runs, but not too few.
             self.turns.enter(run.thread_id, self.turns.read(run.thread_id), run.sequence or 0, run.id)
-        is_lasting = len(writes) > 1 or any(event.type not in _DELTAS for event in change.events)
+        is_lasting = bool(change.steps) or any(event.type not in _DELTAS for event in change.events)
         # Forgotten until all is written: after a failure the file is read again and says how far it came.
         known = self._known_logs.pop((run.thread_id, run.id), None)
         yield from self._committer.commit(run.thread_id, *writes, sync=is_lasting)

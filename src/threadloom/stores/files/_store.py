@@ -32,10 +32,8 @@ from threadloom.checks import (
 from threadloom.clock import Clock
 from threadloom.errors import (
     InvalidInputError,
-    NotFoundError,
     StoreBusyError,
     StoreClosedError,
-    StoreError,
     StoreIOError,
 )
 from threadloom.events import RunEvent, RunLog
@@ -394,17 +392,17 @@ class FileStore(ThreadStore):
 
     # Queue
 
-    async def _take(self, worker_id: str) -> tuple[Claim | None, timedelta | None]:
+    async def _take(self, worker_id: str, *, adopt: bool) -> tuple[Claim | None, timedelta | None]:
         check_id(worker_id)
         parts = self._parts
-        taken = await self._try_to_take(worker_id)
-        parts.recovery.start()
-        if taken.claim is None and parts.indexing is not None and not parts.indexing.done():
-            # The index is being made from the runs: there is nothing to take only when it says so in the end.
-            await asyncio.wait([parts.indexing])
-            taken = await self._try_to_take(worker_id)
-        for run in taken.settled:
-            self._ring_run(run.thread_id, run.id)
+        with self._signals.listening(QUEUE) as changes:
+            taken = await self._try_to_take(worker_id, adopt=adopt)
+            parts.recovery.start()
+            parts.sweep.want()
+            while taken.claim is None and parts.sweep.is_indexing:
+                # The index is being made from the runs: there is nothing to take only when it says so in the end.
+                await changes.wait()
+                taken = await self._try_to_take(worker_id, adopt=adopt)
         if taken.met_a_lock and taken.claim is None:
             # Another process is at a thread in this moment: look again soon, later each time that it still is.
             asyncio.get_running_loop().call_later(self._lock_pause, self._signals.ring, QUEUE)
@@ -413,14 +411,14 @@ class FileStore(ThreadStore):
             self._lock_pause = _FIRST_LOCK_RETRY_SECONDS
         return taken.claim, taken.next_due
 
-    async def _try_to_take(self, worker_id: str) -> Taken:
+    async def _try_to_take(self, worker_id: str, *, adopt: bool) -> Taken:
         parts = self._parts
         if parts.is_time_to_look():
             parts.claims.candidates.must_look_at_all = True
-        taking = Taking(worker_id)
+        taking = Taking(worker_id, adopt)
         parts.takings.add(taking)
         try:
-            return await self._reporting("take a run", parts.writer.run(parts.take, taking))
+            taken = await self._reporting("take a run", parts.writer.run(parts.take, taking))
         except BaseException:
             # Cancelled, or a sync has failed: the run may be taken all the same, and nobody is going to work on it.
             if taking.claim is not None:
@@ -429,6 +427,9 @@ class FileStore(ThreadStore):
         finally:
             parts.takings.discard(taking)
             taking.is_over.set()
+        for run in taken.settled:
+            self._ring_run(run.thread_id, run.id)
+        return taken
 
     async def _put_back(self, parts: Parts, claim: Claim) -> None:
         """Give back a run that was taken for somebody who does not wait for it any more."""
@@ -509,8 +510,9 @@ class FileStore(ThreadStore):
         self._signals.ring(EventsTopic(thread_id, run_id))
         self._ring_queue(thread_id)
 
-    def _ring_queue(self, thread_id: str) -> None:
-        self._parts.claims.candidates.look_at(thread_id)
+    def _ring_queue(self, thread_id: str | None) -> None:
+        if thread_id is not None and self._opened is not None:  # what was under way when it was closed rings, too
+            self._opened.claims.candidates.look_at(thread_id)
         self._signals.ring(QUEUE)
 
     # Hops
@@ -573,8 +575,7 @@ class FileStore(ThreadStore):
         self._opened = parts
         parts.watch.start(self._heard_of_nothing)
         parts.watch_queue(self._heard_of_queue)
-        if not is_indexed:
-            parts.indexing = asyncio.create_task(self._make_index(), name="threadloom index")
+        parts.sweep.start(self._ring_queue, is_indexed=is_indexed, note_boot=parts.note_boot)
 
     async def close(self) -> None:
         """End what is pending, and give back every thread, task and descriptor."""
@@ -583,23 +584,6 @@ class FileStore(ThreadStore):
             if parts is not None:
                 self._signals.ring_all()
                 await carried_out(parts.close())
-
-    async def _make_index(self) -> None:
-        """Enter the runs of a tree that was not ours, or whose machine went down, into the queue index."""
-        parts = self._parts
-        is_whole = True
-        for thread_id in await self._read("list the threads", parts.threads.ids):
-            try:
-                await self._reporting("index a thread", parts.writer.run(parts.claims.index, thread_id, key=thread_id))
-            except NotFoundError:
-                continue
-            except StoreBusyError:
-                is_whole = False
-            except StoreError as error:
-                _logger.warning("thread set aside", extra={"thread_id": thread_id}, exc_info=error)
-            self._ring_queue(thread_id)
-        if is_whole:
-            await self._reporting("open the store", parts.writer.run(parts.note_boot))
 
 
 def _page_request(limit: int | None, order: str, after: str | None, before: str | None) -> PageRequest:

@@ -34,6 +34,7 @@ Work = Generator[None, None, T]
 
 _FIRST_RETRY_SECONDS = 0.0005
 _LAST_RETRY_SECONDS = 0.05
+_MOST_UNDER_WAY = 64  # at once in the thread: each holds a lock and the record that it has read, two descriptors
 
 
 @define(eq=False)
@@ -256,14 +257,14 @@ class Hop:
         outcomes: list[_Outcome],
         blocked: list[_Operation],
     ) -> list[_Operation]:
-        """Begin what may begin, and return what has to wait for another operation with its key."""
+        """Begin what may begin, and return what has to wait for others, such as one with its key."""
         still_waiting: list[_Operation] = []
         busy = {flight.operation.key for flight in flights}
         blocked_keys = {operation.key for operation in blocked}
         for operation in waiting:
             if operation.key is not None and operation.key in blocked_keys:
                 blocked.append(operation)
-            elif operation.key is not None and operation.key in busy:
+            elif len(flights) >= _MOST_UNDER_WAY or (operation.key is not None and operation.key in busy):
                 still_waiting.append(operation)
             else:
                 flight = _Flight(operation, _as_work(operation.function))

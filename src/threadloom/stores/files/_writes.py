@@ -67,11 +67,14 @@ class Append:
 class Unchanged:
     """Nothing to write: a record that must be what it was when it was read, or the act starts over."""
 
-    held: Held
+    path: Path
+    old: str
+    held: Held | None = field(default=None, eq=False, repr=False)
 
-    @property
-    def path(self) -> Path:
-        return self.held.path
+    @classmethod
+    def of(cls, held: Held) -> Unchanged:
+        """Return the condition that a record stays what was read."""
+        return cls(held.path, digest(held.data), held)
 
 
 Write = Make | Put | Append | Unchanged
@@ -124,7 +127,7 @@ def _carry_out(write: Write, damaged: Path, progress: _Progress) -> None:
             start = log.append_lines(disk, path, data, damaged)
             undo.callback(disk.cut, path, start, data)
             progress.appended.append((start, data))
-        case Unchanged(held):
+        case Unchanged(held=Held() as held):
             held.check_untouched()
         case Make(path, files):
             disk.make_directories(path.parent)
@@ -161,8 +164,8 @@ def _put_merged(put: Put, progress: _Progress) -> None:
     raise StoreBusyError(f"Another program keeps rewriting {put.path}: gave up after {_MOST_ATTEMPTS} attempts.")
 
 
-def to_json(write: Write, root: Path) -> dict[str, Any] | None:
-    """Return what the journal says of a write, or none where it need not be told of."""
+def to_json(write: Write, root: Path) -> dict[str, Any]:
+    """Return what the journal says of a write."""
     path = str(write.path)[len(str(root)) + 1 :]
     match write:
         case Make(_, files):
@@ -171,8 +174,8 @@ def to_json(write: Write, root: Path) -> dict[str, Any] | None:
             return {"put": path, "old": old, "data": data.decode()}
         case Append(_, offset, data):
             return {"append": path, "offset": offset, "data": data.decode()}
-        case Unchanged():
-            return None
+        case Unchanged(_, old):
+            return {"unchanged": path, "old": old}
 
 
 def from_json(record: dict[str, Any], root: Path) -> Write:
@@ -184,4 +187,6 @@ def from_json(record: dict[str, Any], root: Path) -> Write:
             return Put(root / path, data.encode(), old)
         case {"append": str(path), "offset": int(offset), "data": str(data)}:
             return Append(root / path, offset, data.encode())
+        case {"unchanged": str(path), "old": str(old)}:
+            return Unchanged(root / path, old)
     raise ValueError(f"no write is known that looks like {sorted(record)}")
