@@ -262,7 +262,7 @@ class Halt:
         self.moments += 1
         if self.moments == self._stop_at:
             os.write(self._said, b"held up\n")
-            os.read(self._orders, 1)
+            os.read(self._orders, 64)
 
 
 async def finish(said: int, orders: int, root: str, durability: Any, stop_at: int | None) -> None:
@@ -283,7 +283,7 @@ async def finish(said: int, orders: int, root: str, durability: Any, stop_at: in
             os.write(said, b"lost\n")
         else:
             os.write(said, f"completed {halt.moments}\n".encode())
-        os.read(orders, 1)
+        os.read(orders, 64)
 
 
 if __name__ == "__main__":
