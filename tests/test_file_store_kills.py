@@ -84,6 +84,8 @@ def check_files(thread: Path, *, may_be_torn: bool = False) -> None:
 async def check_nothing_stays(root: Path) -> None:
     """Show that a store that was opened and has worked leaves nothing of the dead in its own directory."""
     own = root / ".threadloom"
+    for path in (own / "tmp").iterdir():
+        os.utime(path, (0, 0))  # long ago, as the next opening sees it
     async with FileStore(root, durability="process") as store:
         while claim := await store.try_claim_run("worker"):
             await store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
@@ -185,6 +187,18 @@ async def test_what_was_acknowledged_before_a_kill_is_there_and_at_most_one_act_
         for _ in range(processes):
             lives.create_task(live_and_die())
     await writers.check_all()
+
+
+async def test_a_process_that_is_killed_while_it_opens_the_store_leaves_nothing_for_ever(server, root):
+    async with FileStore(root) as store:
+        await store.create_thread(attrs.evolve(Thread.new(), id=SHARED))
+    had_begun = False
+    for calls in range(0, 1_500, 25):
+        child = server.fork("write", str(root), "process", (0, calls), f"opening_{calls}")
+        await child.killed()
+        had_begun = had_begun or any((root / ".threadloom" / "tmp").iterdir())
+    assert had_begun
+    await check_nothing_stays(root)
 
 
 # Workers

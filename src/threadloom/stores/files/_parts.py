@@ -118,6 +118,7 @@ class Parts:
                 self.disk.sync(directory)
         self._redo.after_power_cut()
         self.journal.begin()
+        self._redo.clear_temporary()
         return is_indexed
 
     def _check_format(self) -> bool:

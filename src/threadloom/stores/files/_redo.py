@@ -39,6 +39,7 @@ _logger = logging.getLogger("threadloom")
 
 # A directory's time is that of the kernel's last tick: a name that came within the same tick is seen at the next look.
 _TICK_NS: Final = 20_000_000
+_LONG_AGO_NS: Final = 60 * 1_000_000_000
 
 
 @define(eq=False)
@@ -201,6 +202,18 @@ class Redo:
         except FileNotFoundError:
             return False
         return not self._boot or self._boot.encode() not in header
+
+    # Of processes that were killed while they opened the store
+
+    def clear_temporary(self) -> None:
+        """Remove what was begun by stores that died before they had a journal, if it is older than an opening takes."""
+        names = self._disk.names(self._layout.temporary)
+        stores = {name.rpartition("-")[0] for name in self._names()}
+        for name in names:
+            path = self._layout.temporary / name
+            with suppress(FileNotFoundError):
+                if name.rpartition("-")[0] not in stores and time.time_ns() - path.stat().st_mtime_ns > _LONG_AGO_NS:
+                    self._disk.remove_tree(path)
 
     # Which journals there are
 
