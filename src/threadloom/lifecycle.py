@@ -291,12 +291,13 @@ def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = ()
     """Return the change that settles what a terminal run left open, or none where nothing is.
 
     It needs no lease, for it changes no status: it closes open steps, keeps streamed text, and ends the event log of a
-    run whose terminal status was written by a program that knows none of these.
+    run whose terminal status was written by a program that knows none of these, or past a lock.
     """
     if not record.run.status.is_terminal:
         return None
     act = Act(record, log, now_ns, open_steps)
-    if log.has_ended and not act.log.open_steps and act.log.open_message is None:
+    has_ended = log.run is not None and log.run.status is record.run.status
+    if has_ended and not act.log.open_steps and act.log.open_message is None:
         return None
     act.skip_ahead()
     return act.come_to(record.run, lease=None)

@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import attrs
 from attrs import define
@@ -437,6 +438,13 @@ class Runs:
         yield from self._committer.commit(run.thread_id, *writes, sync=is_lasting)
         self._learn(run, known, change.events, writes[-1])
         self._requeue(old.run, run)
+        if run.status.is_terminal and change.record != old:
+            yield from self._settle_what_came_past(run, held.path)
+
+    def _settle_what_came_past(self, run: Run, status: Path) -> Work[None]:
+        """Let a run that was forced past our lock, after its record and before its events, end as it was forced to."""
+        if codec.load(self._disk.read(status), status).get("status") != run.status:
+            yield from self.act_locked(run.thread_id, run.id, self.settling)
 
     def _putting(self, step: RunStep) -> Put:
         path = self._layout.step(step.thread_id, step.run_id, step.id)
