@@ -37,6 +37,7 @@ LEFT: Final = "-left"
 
 _FULL_BYTES: Final = 8 << 20
 _FULL_BYTES_UNSYNCED: Final = 1 << 20
+_MOST_ATTEMPTS: Final = 10
 
 
 class JournalError(OSError):
@@ -118,13 +119,18 @@ class Journal:
         """Make the journal's file, unless it is there: locked before it can be seen, durable before it counts."""
         if self._file is not None:
             return self._file
-        path = self._directory / f"{self._name}-{self._count}"
-        self._count += 1
-        try:
-            self._file = self._made(path)
-        except OSError as error:
-            self._disk.discard(path)
-            raise JournalError(error.errno, error.strerror, str(path)) from error
+        for attempts_left in reversed(range(_MOST_ATTEMPTS)):
+            path = self._directory / f"{self._name}-{self._count}"
+            self._count += 1
+            try:
+                self._file = self._made(path)
+                break
+            except OSError as error:
+                self._disk.discard(path)
+                # Before it was locked, another store that opens may have taken it for one of the dead.
+                if not (isinstance(error, FileNotFoundError) and attempts_left):
+                    raise JournalError(error.errno, error.strerror, str(path)) from error
+        assert self._file is not None  # noqa: S101 - it was made, or the error raised
         return self._file
 
     def _made(self, path: Path) -> JournalFile:
