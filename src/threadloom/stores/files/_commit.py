@@ -7,7 +7,7 @@ from contextlib import suppress
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._again import retractions
 from threadloom.stores.files._disk import Disk, ForeignWriteError
-from threadloom.stores.files._journal import Act, Journal, JournalError, make_durable
+from threadloom.stores.files._journal import Act, Journal, JournalError
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._redo import Redo
 from threadloom.stores.files._writer import Work
@@ -76,4 +76,4 @@ class Committer:
     def make_durable(self) -> None:
         """Let all that is in the files outlive a power cut as it is, if that is promised, whatever the journals say."""
         if self.power:
-            make_durable(self._disk, self._layout.journals)
+            self._journal.make_durable()

@@ -69,8 +69,9 @@ class DeadJournal:
                 self.boot, self.is_durable = boot, durability == "power"
             case {"act": int(number), "at": int(at), "thread": str(thread_id), "writes": list(writes)}:
                 self.acts[number] = Told(number, at, thread_id, tuple(from_json(write, root) for write in writes))
-            case {"syncing": str(mark)}:
-                self.done_before[mark] = self.redone | {n for n, act in self.acts.items() if act.is_done}
+            case {"syncing": str(mark), "boot": boot}:
+                if boot == self.boot:
+                    self.done_before[mark] = self.redone | {n for n, act in self.acts.items() if act.is_done}
             case {"synced": str(mark)}:
                 self.synced.add(mark)
             case _:

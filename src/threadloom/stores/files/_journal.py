@@ -16,7 +16,7 @@ import os
 import secrets
 import time
 import zlib
-from collections.abc import Container
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -109,6 +109,10 @@ class Journal:
         self._wants_sync = False
         self._is_retiring_due = False
         self.retiring: list[JournalFile] = []
+
+    def make_durable(self) -> None:
+        """Let all that is in the files outlive a power cut as it is, whatever the journals say."""
+        make_durable(self._disk, self._directory, self._boot)
 
     @property
     def power(self) -> bool:
@@ -236,7 +240,8 @@ class Journal:
         retiring = [file for file in self.retiring if not file.open_acts]
         if not retiring:
             return
-        make_durable(self._disk, self._directory, leaving={file.path.name for file in retiring})
+        leaving = {file.path.name: self._boot for file in retiring}
+        make_durable(self._disk, self._directory, self._boot, leaving=leaving)
         for file in retiring:
             self._remove(file)
         # The names must not come back: they would tell of what was overtaken since.
@@ -264,17 +269,20 @@ class Journal:
         self.retiring.clear()
 
 
-def make_durable(disk: Disk, directory: Path, *, leaving: Container[str] = ()) -> None:
+def make_durable(disk: Disk, directory: Path, boot: str, *, leaving: Mapping[str, str] | None = None) -> None:
     """Make durable what is in the files, and say so in the journals, but for those that are going to be removed.
 
     What an act has put there may look as it did before an earlier act, of another journal: that one must not be made
-    once more after its successor's journal is gone. So each journal is told before, and one that it came to pass.
+    once more after its successor's journal is gone. So each journal is told before, and one that it came to pass. It
+    counts for those of this start of the machine, ``boot``: what others tell of may not be in the files yet. Those of
+    earlier ones that were gone through are named in ``leaving``, by the start that they are of.
     """
+    leaving = leaving or {}
     mark = secrets.token_hex(8)
     names = disk.names(directory)
     for name in names:
         with suppress(FileNotFoundError):
-            add_entries(directory / name, [{"syncing": mark}], sync=False)
+            add_entries(directory / name, [{"syncing": mark, "boot": leaving.get(name, boot)}], sync=False)
     disk.sync_all()
     for name in names:
         if name not in leaving:

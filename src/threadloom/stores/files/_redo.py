@@ -40,6 +40,7 @@ class Redo:
     def __init__(self, layout: Layout, disk: Disk, boot: str, renew_index: Callable[[str], object]) -> None:
         self._layout = layout
         self._disk = disk
+        self._boot = boot
         self._renew_index = renew_index
         self._journals = Journals(layout, disk, boot)
         self._again = Again(layout, disk)
@@ -190,7 +191,8 @@ class Redo:
     def _remove(self, journals: Iterable[DeadJournal]) -> None:
         """Remove journals that tell of nothing any more, and what their stores were in the middle of writing."""
         if any(journal.is_durable for journal in journals):
-            make_durable(self._disk, self._layout.journals, leaving={journal.path.name for journal in journals})
+            leaving = {journal.path.name: journal.boot for journal in journals}
+            make_durable(self._disk, self._layout.journals, self._boot, leaving=leaving)
         for journal in journals:
             store = journal.path.name.partition("-")[0]
             for name in self._disk.names(self._layout.temporary):
