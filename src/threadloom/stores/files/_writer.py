@@ -232,23 +232,21 @@ class Hop:
             waiting = []
         flights: list[_Flight] = []
         while waiting or flights:
-            flights = [flight for flight in flights if self._go_on(flight, None, outcomes, blocked)]
             waiting = self._start(waiting, flights, outcomes, blocked)
-            if not flights:
-                continue
-            try:
-                self._finish()
-            except Exception as error:  # noqa: BLE001 - told to all that waited for it
-                for flight in flights:
-                    if self._go_on(flight, error, outcomes, blocked):
-                        flight.work.close()
-                        outcomes.append(_Outcome(flight.operation, error=error))
-                flights = []
+            failure = self._finished() if flights else None
+            flights = [flight for flight in flights if self._go_on(flight, failure, outcomes, blocked)]
         try:
             self._end()
         except Exception as error:
             _logger.warning("batch not ended", exc_info=error)
         self._loop.call_soon_threadsafe(self._answer, outcomes, blocked)
+
+    def _finished(self) -> Exception | None:
+        try:
+            self._finish()
+        except Exception as error:  # noqa: BLE001 - told to all that waited for it
+            return error
+        return None
 
     def _start(
         self,
