@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 from threadloom.stores.files import _log as log
@@ -30,8 +31,13 @@ class Committer:
         """Whether what was written outlives a power cut."""
         return self._journal.power
 
-    def commit(self, thread_id: str, *writes: Write, sync: bool = True) -> Work[None]:
+    def commit(
+        self, thread_id: str, *writes: Write, sync: bool = True, then: Callable[[], object] = lambda: None
+    ) -> Work[None]:
         """Write all of them, or none. ``sync=False`` is for what may be lost in a power cut, if nothing comes after it.
+
+        ``then`` is called when all is written, for what goes with it and can be made again, as the queue index can: who
+        finishes the act after the death of this process makes it.
 
         ``ForeignWriteError`` where a foreign program has replaced the record before: what was appended is taken back.
         """
@@ -40,6 +46,7 @@ class Committer:
             # One write to one file is whole by itself as long as the machine goes on. A new directory is more than
             # that: with a run comes the queue index.
             carry_out(self._disk, self._layout.damaged, writes)
+            then()
             return
         act = Act(thread_id, writes)
         self._journal.note(act, sync=sync)
@@ -55,7 +62,10 @@ class Committer:
         except BaseException:
             self._journal.close_act(act, "aborted")
             raise
-        self._journal.close_act(act)
+        try:
+            then()
+        finally:
+            self._journal.close_act(act)
         # It is said to be done before the lock is given back, so that nobody goes on from what may be done once more.
         with suppress(JournalError):
             yield
@@ -65,7 +75,8 @@ class Committer:
             self._journal.close_act(act, "aborted")
             return
         self._journal.retract(act)
-        yield
+        with suppress(JournalError):  # it is told with the next act
+            yield
         try:
             for offset, lines in error.appended:
                 edits = retractions(offset, lines)

@@ -131,9 +131,13 @@ class Runs:
             else:
                 # The index first: it may name a run that was never made, but must not miss one that was.
                 self.turns.enter(thread_id, turn, sequence, run.id)
-            yield from self._committer.commit(thread_id, Make(self._layout.run(thread_id, run.id), files))
-            if run.status is RunStatus.QUEUED:
-                self.turns.announce(thread_id)
+
+            def then() -> None:
+                if run.status is RunStatus.QUEUED:
+                    self.turns.announce(thread_id)
+
+            made = Make(self._layout.run(thread_id, run.id), files)
+            yield from self._committer.commit(thread_id, made, then=then)
             return change.record.run
 
     def _check_not_busy(self, thread_id: str, turn: Turn) -> Work[None]:
@@ -435,9 +439,12 @@ class Runs:
         is_lasting = bool(change.steps) or any(event.type not in _DELTAS for event in change.events)
         # Forgotten until all is written: after a failure the file is read again and says how far it came.
         known = self._known_logs.pop((run.thread_id, run.id), None)
-        yield from self._committer.commit(run.thread_id, *writes, sync=is_lasting)
-        self._learn(run, known, change.events, writes[-1])
-        self._requeue(old.run, run)
+
+        def then() -> None:
+            self._learn(run, known, change.events, writes[-1])
+            self._requeue(old.run, run)
+
+        yield from self._committer.commit(run.thread_id, *writes, sync=is_lasting, then=then)
         if run.status.is_terminal and change.record != old:
             yield from self._settle_what_came_past(run, held.path)
 
