@@ -294,8 +294,8 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=HERE / "data" / "coffee_dialogs.jsonl", help="the recording")
     parser.add_argument("--root", type=Path, default=Path("coffee-data"), help="make numbered directories in here")
     parser.add_argument("--concurrency", type=int, default=16, help="conversations at a time")
-    durability = "what a finished write outlives: this process (the default here) or, which takes longer, a power cut"
-    parser.add_argument("--durability", choices=("power", "process"), default="process", help=durability)
+    durability = "what a finished write outlives: a power cut (the default) or, a little faster, this process"
+    parser.add_argument("--durability", choices=("power", "process"), default="power", help=durability)
     parser.add_argument("--seed", default="1", help="chooses what is cancelled, and when")
     parser.add_argument("--check-only", type=Path, metavar="DIR", help="compare what an earlier run has made")
     often = "run the worker in a process of its own, kill it so often, and start it again"
