@@ -201,9 +201,10 @@ class Journal:
 
     def forget(self, thread_id: str) -> None:
         """Say in all journals, also of other processes, that nothing they say of a thread counts any more."""
+        entry = {"forget": thread_id, "at": time.monotonic_ns()}
         for name in self._disk.names(self._directory):
             with suppress(FileNotFoundError):
-                add_entries(self._directory / name, [{"forget": thread_id}], sync=self._power)
+                add_entries(self._directory / name, [entry], sync=self._power)
 
     # Files
 

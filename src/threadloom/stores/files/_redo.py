@@ -64,6 +64,7 @@ class _DeadJournal:
     is_damaged: bool = False
     acts: dict[int, _Told] = field(factory=dict)
     redone: set[int] = field(factory=set)
+    forgotten: dict[str, int] = field(factory=dict)
 
     def left(self, thread_id: str | None = None) -> list[_Told]:
         """Return the acts that may be half done after the death of the process, in one thread or all."""
@@ -171,7 +172,7 @@ class Redo:
             return
         with locked(self._layout.journals), self._mutex:
             journals = [self._read(self._layout.journals / name) for name in self._names() if self._is_old(name)]
-            acts = [act for journal in journals for act in journal.acts.values()]
+            acts = _remembered(journals)
             foreign = self._foreign(acts)
             older: dict[Path, set[str]] = {}
             for act in sorted(acts, key=lambda act: act.at):
@@ -305,7 +306,8 @@ class Redo:
                 journal.acts[number].is_retracted = True
             case {"redone": int(number)}:
                 journal.redone.add(number)
-            case {"forget": str(thread_id)}:
+            case {"forget": str(thread_id), "at": int(at)}:
+                journal.forgotten[thread_id] = at
                 journal.acts = {n: act for n, act in journal.acts.items() if act.thread_id != thread_id}
             case {"retracted": int()}:
                 pass
@@ -446,6 +448,24 @@ def _decisive(act: _Told) -> Put | Unchanged | None:
         (write for write in act.writes if isinstance(write, Put | Unchanged) and write.path.parent.name != "steps"),
         None,
     )
+
+
+def _remembered(journals: Iterable[_DeadJournal]) -> list[_Told]:
+    """Return the acts of all journals, but those in threads that were being deleted when one journal had been told.
+
+    All that they had written was durable then. Had only some of them forgotten, the rest would seem to be the last.
+    """
+    forgotten: dict[tuple[str, str], int] = {}
+    for journal in journals:
+        for thread_id, at in journal.forgotten.items():
+            key = journal.boot, thread_id
+            forgotten[key] = max(at, forgotten.get(key, at))
+    return [
+        act
+        for journal in journals
+        for act in journal.acts.values()
+        if act.at >= forgotten.get((journal.boot, act.thread_id), act.at)
+    ]
 
 
 def retractions(offset: int, lines: bytes) -> bytes:
