@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -171,21 +171,35 @@ async def compare_thread(findings: Findings, store: ThreadStore, thread_id: str,
         where = f"{thread_id}/runs/{run.id}:"
         findings.counts[run.status] += 1
         steps = findings.all_of(await store.list_steps(thread_id, run.id), "steps", where)
-        streamed = await words_streamed(store, run)
+        findings.counts["taken over"] += run.attempt > 1
+        failed = [step for step in steps if step.status == "failed"]
+        done = [step for step in steps if step not in failed[: run.attempt - 1]]
+        streamed, begun = await words_streamed(store, run, {reply.id for reply in replies})
         findings.compare(f"{where} run", [outline_of_run(run)], [wanted_run(run)])
-        findings.compare(f"{where} step", map(outline_of_step, steps), wanted_steps(run, turn, replies, steps))
+        findings.compare(f"{where} step", map(outline_of_step, done), wanted_steps(run, turn, replies, done))
         findings.compare(f"{where} message", map(outline_of_message, replies), wanted_messages(run, turn, replies))
         findings.compare(f"{where} events", ["".join(streamed)], ["".join(reply.text for reply in replies)])
         seen = int(run.metadata.get(CANCEL_AFTER, 0))
-        findings.compare(f"{where} words", [len(streamed)], [max(len(streamed), seen)])
+        number = len(streamed) + sum(len(pieces) for pieces in begun)
+        findings.compare(f"{where} words", [number], [max(number, seen)])
+        texts = ["".join(pieces) for pieces in begun]
+        wanted = [next((a[: len(text)] for a in turn.answers if a.startswith(text)), "an answer") for text in texts]
+        findings.compare(f"{where} begun in a lost attempt", texts, wanted[: run.attempt - 1])
 
 
-async def words_streamed(store: ThreadStore, run: Run) -> list[str]:
-    """Return the words in the events of a run, which must be settled, for else its events may never end."""
-    if not run.status.is_terminal:
-        return []
-    events = store.events(run.thread_id, run.id)
-    return [event.data.text async for event in events if isinstance(event.data, MessageDelta)]
+async def words_streamed(store: ThreadStore, run: Run, kept: Container[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the words in the events of a run: those of the messages that were kept, and of each other message.
+
+    The run must be settled, for else its events may never end.
+    """
+    streamed: list[str] = []
+    others: dict[str, list[str]] = {}
+    if run.status.is_terminal:
+        async for event in store.events(run.thread_id, run.id):
+            if isinstance(event.data, MessageDelta):
+                message_id = event.data.id
+                (streamed if message_id in kept else others.setdefault(message_id, [])).append(event.data.text)
+    return streamed, list(others.values())
 
 
 def outline_of_run(run: Run) -> Outline:

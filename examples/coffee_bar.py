@@ -6,6 +6,10 @@ streamed word by word. Meanwhile a second process, which shares nothing with thi
 run in ten: at once, somewhere in the answer, or at its end. Then all that lies on disk is compared with the recording.
 Any difference ends the program with exit status 1.
 
+With ``--kill-every 2`` the worker has a process of its own, which is sent SIGKILL every two seconds, in the middle of
+its runs, and started again: what is compared with the recording is the same. So that there is time to die, it pauses
+between words.
+
 What is expected on disk, whatever the recording looks like:
 
 * The assistant speaks first: messages of the thread that belong to no run.
@@ -16,6 +20,8 @@ What is expected on disk, whatever the recording looks like:
 * A run to be cancelled: ``cancelled``, with the first of these steps and messages. Only the last step may be
   ``cancelled`` too; its message is ``incomplete`` and has what was streamed, at least what the other process had seen.
 * No turns at all: an empty thread.
+* A run whose worker was killed: all of the above, and beside it ``failed`` steps, one at the most for each attempt that
+  was lost. What had been streamed of a message then is in the run's events, and nowhere else.
 """
 
 from __future__ import annotations
@@ -29,26 +35,24 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
+from _coffee_process import another
 from _coffee_recording import CANCEL_AFTER, Dialog, Findings, Turn, compare, read_dialogs, words
+from _coffee_worker import Assistant, killed_every, work
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from threadloom import (
     FileStore,
-    FunctionCall,
-    LeaseLostError,
     Message,
     MessageDelta,
     Run,
-    RunContext,
     RunNotFoundError,
     RunStatus,
     RunWorker,
@@ -63,7 +67,7 @@ runs per second: all runs, over the time from the first guest to the worker's st
 queued to started: from before create_run is called to the handler's first line, so with the write of the run.
 cancel to stopped: from before the other process calls force_update_run_status to the moment in which the handler hears
 of it, so with the write of the status; only of runs that were cancelled at work.
-cancelled at its end: the handler had ended before it could hear of it.
+cancelled at its end: the handler had ended, or was killed, before it could hear of it.
 percentiles: the shortest duration that 50 % (99 %) do not exceed."""
 
 
@@ -82,40 +86,21 @@ class Clockings:
     cancelled: dict[str, int] = field(default_factory=dict)  # in the other process, just before it forced the status
     stopped: dict[str, int] = field(default_factory=dict)  # the handler heard of it
     seconds: float = 0.0
+    kills: int | None = None  # of the worker's process, where it has one
+
+    def note(self, what: str, run_id: str, moment: int) -> None:
+        """Take in what a handler says; what it said of a run before an attempt was done again stands."""
+        getattr(self, what).setdefault(run_id, moment)
 
 
 @dataclass(frozen=True)
 class CoffeeBar:
-    """Both sides of the counter: the worker's handler plays the assistant, ``converse`` plays the user."""
+    """The guests' side of the counter: ``converse`` plays the user. The other is in ``_coffee_worker``."""
 
     store: ThreadStore
-    dialogs: dict[str, Dialog]
     clockings: Clockings
     orders: asyncio.StreamWriter  # to the process that cancels
     seed: str
-
-    async def answer(self, ctx: RunContext) -> None:
-        """Handle a run. A handler need not catch its cancellation: here it is only clocked, and goes on."""
-        self.clockings.started[ctx.run.id] = time.monotonic_ns()
-        try:
-            await self.play_assistant(ctx)
-        except (asyncio.CancelledError, LeaseLostError):  # the task is cancelled or, if that is sooner, a write refused
-            self.clockings.stopped[ctx.run.id] = time.monotonic_ns()
-            raise
-
-    async def play_assistant(self, ctx: RunContext) -> None:
-        """Do what the assistant did in the recording."""
-        turn = self.dialogs[ctx.run.metadata["dialog"]].turns[int(ctx.run.metadata["turn"])]
-        heard = await ctx.list_messages(limit=1, order="desc")
-        if heard[0].text != turn.text:
-            ctx.fail("server_error", "The user said something else in the recording.")
-        for call in turn.calls:
-            async with ctx.step([FunctionCall(name=call.name, arguments=call.arguments)]) as step:
-                step.set_output(step.calls[0], call.output or "")
-        for answer in turn.answers:
-            async with ctx.message() as message:
-                for word in words(answer):
-                    await message.write(word)
 
     async def converse(self, dialog: Dialog) -> AsyncIterator[Run]:
         """Say what the user said, turn by turn, and yield each run when it is settled."""
@@ -158,51 +143,40 @@ async def play(root: Path, dialogs: dict[str, Dialog], options: argparse.Namespa
                 shown = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
                 progress.update(task, advance=1, description=shown)
 
+    def note_cancellation(said: list[str]) -> None:
+        run_id, moment = said
+        clockings.cancelled[run_id] = int(moment)
+
     store = FileStore(root, durability=options.durability)
-    async with store, canceller(clockings, f"--cancel-in={root}", f"--durability={options.durability}") as orders:
-        bar = CoffeeBar(store, dialogs, clockings, orders, options.seed)
+    canceller = another([f"--cancel-in={root}", f"--durability={options.durability}"], note_cancellation)
+    async with store, canceller as other:
+        bar = CoffeeBar(store, clockings, other.orders, options.seed)
         start = time.monotonic()
         with progress:
-            async with RunWorker(store, bar.answer, concurrency=options.concurrency), asyncio.TaskGroup() as guests:
+            async with worker(store, dialogs, clockings, options), asyncio.TaskGroup() as guests:
                 for dialog in dialogs.values():
                     guests.create_task(converse(bar, dialog))
         clockings.seconds = time.monotonic() - start
     return clockings
 
 
-# The second process
-
-
 @asynccontextmanager
-async def canceller(clockings: Clockings, *arguments: str) -> AsyncIterator[asyncio.StreamWriter]:
-    """Start the process that cancels: orders go there through a pipe, the moments of its deeds come back."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, *arguments),
-        stdin=pipe,
-        stdout=pipe,
-        process_group=0,  # Ctrl-C is for the first process
-    )
-    orders, deeds = cast("tuple[asyncio.StreamWriter, asyncio.StreamReader]", (process.stdin, process.stdout))
+async def worker(
+    store: FileStore, dialogs: dict[str, Dialog], clockings: Clockings, options: argparse.Namespace
+) -> AsyncIterator[None]:
+    """Have a worker at the counter: in this process, or in one that is killed again and again."""
+    if options.kill_every is None:
+        async with RunWorker(store, Assistant(dialogs, clockings.note).answer, concurrency=options.concurrency):
+            yield
+        return
+    names = ("data", "durability", "concurrency", "kill_every")
+    given = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+    async with killed_every(options.kill_every, [f"--work-in={store.root}", *given], clockings.note) as killed:
+        yield
+    clockings.kills = len(killed)
 
-    async def note_deeds() -> None:
-        async for deed in deeds:
-            run_id, moment = deed.decode().split()
-            clockings.cancelled[run_id] = int(moment)
 
-    noting = asyncio.create_task(note_deeds())
-    try:
-        yield orders
-    except BaseException:
-        with suppress(ProcessLookupError):
-            process.kill()
-        raise
-    finally:
-        orders.close()
-        await noting
-        status = await process.wait()
-    if status:
-        raise SystemExit("The process that cancels has failed.")
+# The process that cancels
 
 
 async def cancel_as_ordered(options: argparse.Namespace) -> None:
@@ -251,6 +225,9 @@ def show(findings: Findings, dialogs: dict[str, Dialog], clockings: Clockings | 
     for status in RunStatus:
         if findings.counts[status]:
             table.add_row(f"  {status}", str(findings.counts[status]))
+    if clockings is not None and clockings.kills is not None:
+        table.add_row("kills of the worker", str(clockings.kills))
+        table.add_row("runs taken over from a killed one", str(findings.counts["taken over"]))
     table.add_row("messages", str(findings.counts["messages"]))
     table.add_row("steps", str(findings.counts["steps"]))
     if clockings is not None:
@@ -321,8 +298,13 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--durability", choices=("power", "process"), default="process", help=durability)
     parser.add_argument("--seed", default="1", help="chooses what is cancelled, and when")
     parser.add_argument("--check-only", type=Path, metavar="DIR", help="compare what an earlier run has made")
+    often = "run the worker in a process of its own, kill it so often, and start it again"
+    parser.add_argument("--kill-every", type=float, metavar="SECONDS", help=often)
     parser.add_argument("--cancel-in", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--work-in", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.kill_every is not None and not options.kill_every > 0:
+        parser.error("--kill-every must be more than 0 seconds")
     if options.concurrency < 1:
         parser.error("--concurrency must be at least 1")
     if options.check_only and not (options.check_only / ".threadloom").is_dir():
@@ -335,6 +317,9 @@ def main() -> int:
     options = options_given()
     if options.cancel_in:
         asyncio.run(cancel_as_ordered(options))
+        return 0
+    if options.work_in:
+        asyncio.run(work(options, read_dialogs(options.data)))
         return 0
     try:
         dialogs = read_dialogs(options.data)

@@ -240,11 +240,11 @@ def test_every_test_that_a_promise_names_is_there():
 
 def test_what_is_said_not_to_be_here_yet_is_not_here():
     not_here = text_of(README, "What is not here yet")
-    assert "check and repair" in not_here
-    assert not re.search(r"submit_tool_outputs|checkpoint", not_here)
-    absent = {"check", "create_assistant"} & set(dir(FileStore))
+    assert "HTTP" in not_here
+    assert not re.search(r"submit_tool_outputs|checkpoint|check and repair|command line", not_here)
+    absent = {"create_assistant"} & set(dir(FileStore))
     assert absent == set(), "it is here now: say so in README.md and docs"
-    assert [name for name in ("web", "cli", "__main__") if find_spec(f"threadloom.{name}")] == []
+    assert find_spec("threadloom.web") is None
 
 
 def test_what_is_logged_is_what_the_page_says():
@@ -700,4 +700,4 @@ async def test_the_lines_of_a_journal_are_those_on_the_page(tmp_path):
     kinds = {plain(row["keys"]) for row in write_rows}
     assert {", ".join(write) for act in acts for write in act["writes"]} == kinds
     assert {next(iter(entry)) for entry in entries} - {"journal"} <= {plain(row["key"]) for row in entry_rows}
-    assert entries[0].keys() == {"journal", "boot", "durability"}
+    assert entries[0].keys() == {"journal", "boot", "durability", "process"}

@@ -170,6 +170,22 @@ def test_the_demo_plays_the_recording_and_says_where_it_lies(twelve, tmp_path):
         assert shown.stdout
 
 
+def test_the_demo_loses_no_word_where_its_worker_is_killed_again_and_again(twelve, tmp_path):
+    # One conversation at a time, so that the pauses alone are longer than some of the worker's lives.
+    options = ("--kill-every=0.5", "--concurrency=1", SEED)
+    said = run_example("coffee_bar.py", f"--data={twelve}", f"--root={tmp_path}", *options)
+    rows = dict(re.findall(r"^│ +(.+?) +│ +(.+?) +│$", said, re.MULTILINE))
+    assert int(rows["runs taken over from a killed one"]) >= 1, "a kill came in the middle of a run"
+    assert int(rows["kills of the worker"]) >= 1
+    assert (rows["cancelled"], rows["completed"]) == ("6", "15")
+    assert rows["differences from the recording"] == "0"
+
+
+def test_the_demo_does_not_kill_without_a_pause(tmp_path):
+    said = run_example("coffee_bar.py", f"--root={tmp_path}", "--kill-every=0", status=2)
+    assert "--kill-every must be more than 0 seconds" in said
+
+
 def test_the_demo_leaves_alone_what_lies_there(twelve, tmp_path):
     theirs = tmp_path / "2" / "precious.txt"
     theirs.parent.mkdir()
@@ -335,8 +351,9 @@ def test_the_comparison_finds_a_conversation_that_is_missing_and_one_too_many(pl
     assert "the dialog has no thread" in said
 
 
-def test_the_demo_ends_at_once_when_it_is_interrupted(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "coffee_bar.py"), f"--root={tmp_path}"]
+@pytest.mark.parametrize("mode", [[], ["--kill-every=0.5"]])
+def test_the_demo_ends_at_once_when_it_is_interrupted(tmp_path, mode):
+    command = [sys.executable, str(EXAMPLES / "coffee_bar.py"), f"--root={tmp_path}", *mode]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as demo:
         while not list(tmp_path.glob("1/*/runs/*/events.jsonl")):
             time.sleep(0.01)

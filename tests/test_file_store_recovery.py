@@ -26,31 +26,54 @@ from threadloom import (
 
 PATIENCE = 20
 
+# All that a worker can write for its run, by the names that it goes by below.
+TRIED = ["status", "back", "message", "streamed", "step", "old step", "delta", "checkpoint", "usage", "all"]
+
 WORKER = """
 import asyncio, os, sys
 from datetime import timedelta
+from pathlib import Path
+import attrs
 from threadloom import *
 
 ROOT, MODE = sys.argv[1:]
 
 async def main():
-    lease = timedelta(seconds=1)
-    async with FileStore(ROOT, durability="process", lease_duration=lease) as store:
+    async with FileStore(ROOT, durability="process") as store:
         claim = await store.claim_run("the_other")
         if MODE == "forked" and os.fork() == 0:
             sys.stdin.read()  # outlives its parent, with copies of all its descriptors
             os._exit(0)
+        if MODE == "copying":  # as a backup within the process does, which takes the POSIX locks along
+            for path in Path(ROOT).rglob("*"):
+                path.is_file() and path.read_bytes()
         if MODE == "cancelling":
             await store.request_cancel(claim.run.thread_id, claim.run.id)
         step = RunStep.tool_calls(thread_id=claim.run.thread_id, run_id=claim.run.id)
         await store.write_run(claim.lease, RunWrite(items=(step,)))
         print("at work", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
+        ids = {"thread_id": claim.run.thread_id, "run_id": claim.run.id}
         reply = Message.assistant(claim.run.thread_id, "too late", run_id=claim.run.id)
-        try:
-            await store.write_run(claim.lease, RunWrite(items=(reply,), status=RunStatus.COMPLETED))
-        except LeaseLostError:
-            print("lost", flush=True)
+        opened = attrs.evolve(reply, status=MessageStatus.IN_PROGRESS, content=(), completed_at=None)
+        works = {
+            "status": RunWrite(status=RunStatus.COMPLETED),
+            "back": RunWrite(status=RunStatus.QUEUED),
+            "message": RunWrite(items=(reply,)),
+            "streamed": RunWrite(items=(opened, MessageDelta(reply.id, "too"))),
+            "step": RunWrite(items=(RunStep.tool_calls(**ids),)),
+            "old step": RunWrite(items=(attrs.evolve(step, status=RunStepStatus.COMPLETED),)),
+            "delta": RunWrite(items=(StepDelta(step.id, 0, ToolCall.new(FunctionCall(name="f", arguments=""))),)),
+            "checkpoint": RunWrite(items=(Checkpoint("late", 1),)),
+            "usage": RunWrite(usage=Usage(1, 1, 2)),
+            "all": RunWrite(items=(reply, Checkpoint("late", 1)), status=RunStatus.COMPLETED),
+        }
+        for name, work in works.items():
+            try:
+                await store.write_run(claim.lease, work)
+            except LeaseLostError:
+                print(name, "lost", flush=True)
+        print("done", flush=True)
 
 asyncio.run(main())
 """
@@ -86,6 +109,11 @@ class Other:
         assert self.process.stdout is not None
         return (await asyncio.to_thread(self.process.stdout.readline)).strip()
 
+    async def lost(self):
+        """Yield what it could not write, until it has tried all that a worker can."""
+        while (line := await self.line()) != "done":
+            yield line.removesuffix(" lost")
+
     def go_on(self):
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
@@ -106,6 +134,10 @@ def other(store):
         started.process.communicate()
 
 
+def contents(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 async def claimed(store) -> Claim:
     async with asyncio.timeout(PATIENCE):
         claim = await store.claim_run("worker")
@@ -120,7 +152,7 @@ async def came_to(store, run, status):
     return now
 
 
-@pytest.mark.parametrize("mode", ["plain", "forked"])
+@pytest.mark.parametrize("mode", ["plain", "forked", "copying"])
 async def test_a_run_of_a_process_that_was_killed_is_put_back_and_counts_an_attempt(store, run, other, mode):
     dying = other(mode)
     await dying.at_work()
@@ -134,6 +166,20 @@ async def test_a_run_of_a_process_that_was_killed_is_put_back_and_counts_an_atte
     assert step.status is RunStepStatus.FAILED
 
 
+async def test_a_process_that_has_read_its_own_files_is_not_taken_for_dead(store, run, other):
+    copying = other("copying")
+    await copying.at_work()
+
+    assert await store.try_claim_run("worker") is None
+    async with asyncio.timeout(PATIENCE):
+        while store._parts.recovery._searched is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert await asyncio.to_thread(store._parts.redo.dead) == []
+    copying.go_on()
+    ended = await store.wait_for_run(run.thread_id, run.id, timeout=timedelta(seconds=PATIENCE))
+    assert (ended.status, ended.attempt) == (RunStatus.COMPLETED, 1)
+
+
 async def test_a_run_left_by_a_process_that_died_before_any_other_came_is_taken_back(store, run, other):
     dying = other()
     await dying.at_work()
@@ -144,8 +190,9 @@ async def test_a_run_left_by_a_process_that_died_before_any_other_came_is_taken_
         assert (await claimed(later)).run.attempt == 2
 
 
+@pytest.mark.parametrize("status", [RunStatus.COMPLETED, None], ids=["finished", "at-work"])
 async def test_a_process_that_is_frozen_past_its_lease_loses_its_run_and_writes_nothing_when_it_wakes(
-    store, run, other
+    store, run, other, status
 ):
     frozen = other()
     await frozen.at_work()
@@ -155,13 +202,15 @@ async def test_a_process_that_is_frozen_past_its_lease_loses_its_run_and_writes_
     async with FileStore(store.root, durability="process", lease_duration=timedelta(seconds=1)) as impatient:
         claim = await claimed(impatient)
         reply = Message.assistant(run.thread_id, "in time", run_id=run.id)
-        await impatient.write_run(claim.lease, RunWrite(items=(reply,), status=RunStatus.COMPLETED))
-    frozen.process.send_signal(signal.SIGCONT)
-    frozen.go_on()
+        await impatient.write_run(claim.lease, RunWrite(items=(reply,), status=status))
+        left = contents(store.thread_dir(run.thread_id))
+        frozen.process.send_signal(signal.SIGCONT)
+        frozen.go_on()
 
-    assert await frozen.line() == "lost"
-    assert [message.text for message in await store.list_messages(run.thread_id)] == ["in time"]
-    assert (await store.get_run(run.thread_id, run.id)).status is RunStatus.COMPLETED
+        assert [name async for name in frozen.lost()] == TRIED
+        assert contents(store.thread_dir(run.thread_id)) == left, "not a byte of it got in"
+        assert [message.text for message in await store.list_messages(run.thread_id)] == ["in time"]
+        assert (await store.get_run(run.thread_id, run.id)).status is (status or RunStatus.IN_PROGRESS)
 
 
 async def test_a_run_is_failed_when_its_last_attempt_is_lost(tmp_path, other, store, run):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from threadloom import FileStore, Run, RunStatus, RunWrite, Thread
-from threadloom.stores.files import _redo, _sweep
+from threadloom.stores.files import _dead, _sweep
 from threadloom.stores.files._sweep import Mark, Slice, Sweep, Walk
 
 PATIENCE = 10
@@ -326,7 +326,7 @@ async def test_a_store_that_is_closed_in_the_middle_of_a_walk_leaves_nothing_ope
 
 async def test_a_claim_costs_the_same_with_ten_and_with_thousands_of_finished_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(_sweep, "_FIRST_PAUSE_SECONDS", 3600)
-    monkeypatch.setattr(_redo, "_TICK_NS", 0)  # journals that were made just now are not listed once more
+    monkeypatch.setattr(_dead, "_TICK_NS", 0)  # journals that were made just now are not listed once more
     costs = []
     for finished in (10, 3000):
         root = tmp_path / str(finished)

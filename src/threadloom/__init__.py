@@ -56,6 +56,7 @@ from threadloom.models import (
     Usage,
 )
 from threadloom.pages import Order, Page
+from threadloom.report import CheckReport, Problem, ProblemKind
 from threadloom.store import Claim, ThreadStore
 from threadloom.stores.files import FileStore
 from threadloom.stores.memory import MemoryStore
@@ -63,6 +64,7 @@ from threadloom.worker import RetryPolicy, RunContext, RunWorker
 
 __all__ = [
     "ActiveRunError",
+    "CheckReport",
     "Checkpoint",
     "Claim",
     "Clock",
@@ -90,6 +92,8 @@ __all__ = [
     "NotFoundError",
     "Order",
     "Page",
+    "Problem",
+    "ProblemKind",
     "RefusalContent",
     "RequiredAction",
     "RetryPolicy",

@@ -139,7 +139,7 @@ class RunLog:
 
     def apply(self, event: RunEvent) -> None:
         """Take in the next event."""
-        self.number = event.number
+        self.number = max(self.number, event.number)  # the next one rises, also after damage
         match event.data:
             case Run() as run:
                 self.run = run

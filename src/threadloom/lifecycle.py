@@ -66,6 +66,7 @@ __all__ = [
     "next_in_turn",
     "reclaim",
     "request_cancel",
+    "restate",
     "settle",
     "submit_tool_outputs",
     "update_status",
@@ -290,15 +291,31 @@ def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = ()
     """Return the change that settles what a terminal run left open, or none where nothing is.
 
     It needs no lease, for it changes no status: it closes open steps, keeps streamed text, and ends the event log of a
-    run whose terminal status was written by a program that knows none of these.
+    run whose terminal status was written by a program that knows none of these, or past a lock.
     """
     if not record.run.status.is_terminal:
         return None
     act = Act(record, log, now_ns, open_steps)
-    if log.has_ended and not act.log.open_steps and act.log.open_message is None:
+    has_ended = log.run is not None and log.run.status is record.run.status
+    if has_ended and not act.log.open_steps and act.log.open_message is None:
         return None
     act.skip_ahead()
     return act.come_to(record.run, lease=None)
+
+
+def restate(record: RunRecord, log: RunLog, items: Iterable[RunStep | Message], *, past: int, now_ns: int) -> Change:
+    """Return the change that tells again of a run whose events were lost: what became of ``items``, and where it is.
+
+    The events go on past every number that was given; ``past`` is the highest that is known from elsewhere.
+    """
+    act = Act(record, log, now_ns)
+    act.log.number = max(log.number, past)
+    act.skip_ahead()
+    for item in items:
+        kind = EventType.of_step(item.status) if isinstance(item, RunStep) else EventType.of_message(item.status)
+        act.emit(kind, item)
+    act.emit(EventType.of_run(record.run.status), record.run)
+    return act.change(record.run, record.lease)
 
 
 def reclaim(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -28,6 +28,7 @@ from threadloom.models import (
     ToolOutput,
 )
 from threadloom.pages import Order, Page
+from threadloom.report import CheckReport
 from threadloom.signals import QUEUE, EventsTopic, Listener, RunTopic, Topic
 
 __all__ = ["Claim", "Lease", "MetadataChange", "OnBusy", "RunWrite", "ThreadStore"]
@@ -412,6 +413,17 @@ class ThreadStore(ABC):
     @abstractmethod
     def _listen(self, *topics: Topic) -> AbstractAsyncContextManager[Listener]:
         """Return a context in which a change of one of ``topics`` rings a bell, whichever process makes it."""
+
+    # Upkeep
+
+    @abstractmethod
+    async def check(self, *, fix: bool = False, progress: Callable[[int, int], object] | None = None) -> CheckReport:
+        """Read everything, and say what is wrong; what is only being written at that moment is not.
+
+        ``fix`` mends what can be mended without guessing, sets aside what is damaged, and deletes nothing; a second
+        check then finds only what somebody has to look at. Others go on meanwhile, also in other processes. Between two
+        threads ``progress`` is told how many were looked at and how many there are, and a cancelled check ends.
+        """
 
 
 @asynccontextmanager

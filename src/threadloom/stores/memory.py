@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ from threadloom.errors import (
     ThreadNotFoundError,
 )
 from threadloom.events import RunEvent, RunLog
+from threadloom.evidence import Evidence
 from threadloom.ids import check_id
 from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
 from threadloom.models import (
@@ -54,6 +55,7 @@ from threadloom.models import (
     ToolOutput,
 )
 from threadloom.pages import Order, Page, page_of, page_of_ids
+from threadloom.report import CheckReport, Problem, ProblemKind
 from threadloom.signals import QUEUE, EventsTopic, Listener, RunTopic, Signals, Topic
 from threadloom.store import Claim, ThreadStore
 
@@ -437,6 +439,23 @@ class MemoryStore(ThreadStore):
         with self._signals.listening(*topics) as listener:
             yield listener
 
+    # Upkeep
+
+    async def check(self, *, fix: bool = False, progress: Callable[[int, int], object] | None = None) -> CheckReport:
+        """Look for what cannot be; nothing mends it, for only a fault of this store can have made it."""
+        del fix
+        self._check()
+        problems: list[Problem] = []
+        for done, (thread_id, state) in enumerate(list(self._threads.items())):
+            if progress is not None:
+                progress(done, len(self._threads))
+            for run_id, kept in state.runs.items():
+                path = f"{thread_id}/runs/{run_id}"
+                problems += [Problem(kind, path, wrong) for kind, wrong in _wrong_in(state, kept)]
+        if progress is not None:
+            progress(len(self._threads), len(self._threads))
+        return CheckReport(tuple(problems), len(self._threads))
+
     # What is kept
 
     def _now(self) -> int:
@@ -513,6 +532,24 @@ class MemoryStore(ThreadStore):
     def _ring_run(self, thread_id: str, run_id: str) -> None:
         for topic in (RunTopic(thread_id, run_id), EventsTopic(thread_id, run_id), QUEUE):
             self._signals.ring(topic)
+
+
+def _wrong_in(state: _ThreadState, kept: _RunState) -> Iterator[tuple[ProblemKind, str]]:
+    """Yield what is wrong with a run, and a sentence about it."""
+    evidence = Evidence()
+    number = 0
+    for event in (_decoded(data, RunEvent) for data in kept.events):
+        evidence.apply(event)
+        if event.number <= number:
+            yield ProblemKind.UNORDERED_EVENTS, f"the number {event.number} of an event does not rise"
+        number = event.number
+    for step_id in evidence.steps.keys() - kept.steps.keys():
+        yield ProblemKind.MISSING_RECORD, f"the run's events tell of step {step_id!r}, and it is not there"
+    for message_id in evidence.messages.keys() - {entry.id for entry in state.messages}:
+        yield ProblemKind.MISSING_MESSAGE, f"message {message_id!r} is not there, and the events of its run have it"
+    steps = [_decoded(data, RunStep) for data in kept.steps.values()]
+    if evidence.is_left_open(_decoded(kept.record, RunRecord).run, kept.log, steps):
+        yield ProblemKind.UNSETTLED_RUN, "the run is terminal, and what was open in it is not closed"
 
 
 def _encoded(value: object) -> bytes:

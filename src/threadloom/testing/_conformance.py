@@ -47,6 +47,8 @@ class StoreConformance(
     or several: it yields the second, and until it is told how, the store itself. A name of a test begins with the
     number of the promise it is about, where it is about one.
 
+    Each test ends with a ``check`` of the store, which has to be clean.
+
     The tests are for pytest and pytest-asyncio, in its mode ``auto`` (or with the mark ``asyncio`` on the class), and
     none takes longer than its store does: time is a ``ManualClock``.
     """

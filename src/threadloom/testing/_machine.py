@@ -37,7 +37,7 @@ from threadloom.models import (
 from threadloom.pages import Page
 from threadloom.store import Claim, ThreadStore
 from threadloom.testing._clock import ManualClock
-from threadloom.testing._stage import announced, every_event
+from threadloom.testing._stage import announced, check_is_clean, every_event
 
 __all__ = ["StoreMachine", "store_machine"]
 
@@ -104,6 +104,8 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             if self._is_sound:
                 self.reopen()
+                for store in self._stores:
+                    self._runner.run(check_is_clean(store))
         finally:
             for store in self._stores:
                 self._runner.run(store.close())

@@ -16,6 +16,7 @@ from threadloom.events import EventType, MessageDelta, RunEvent
 from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import Message, MessageStatus, Run, RunStatus, RunStep, Thread
 from threadloom.pages import Page
+from threadloom.report import ProblemKind
 from threadloom.store import Claim, ThreadStore
 from threadloom.testing._clock import ManualClock
 
@@ -30,6 +31,7 @@ __all__ = [
     "ThreadPicture",
     "Work",
     "announced",
+    "check_is_clean",
     "events_until",
     "every_event",
     "follow",
@@ -119,6 +121,14 @@ class Stage:
         """Yield the store under test, open and empty."""
         async with await self.open_store(clock) as store:
             yield store
+            await store.__aenter__()  # a test may have closed it
+            await check_is_clean(store)
+
+
+async def check_is_clean(store: ThreadStore) -> None:
+    """Require that nothing is wrong with a store, but for leases of one that was closed on the same data."""
+    report = await store.check()
+    assert [problem for problem in report.problems if problem.kind is not ProblemKind.DEAD_LEASE] == []
 
 
 async def new_thread(store: ThreadStore, **options: Any) -> Thread:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from threadloom.stores.files import _log as log
+from threadloom.stores.files._again import retractions
 from threadloom.stores.files._disk import Disk, ForeignWriteError
-from threadloom.stores.files._journal import Act, Journal
+from threadloom.stores.files._journal import Act, Journal, JournalError
 from threadloom.stores.files._layout import Layout
-from threadloom.stores.files._redo import Redo, retractions
+from threadloom.stores.files._redo import Redo
 from threadloom.stores.files._writer import Work
 from threadloom.stores.files._writes import Make, NotUndoneError, Unchanged, Write, carry_out
 
@@ -53,6 +56,9 @@ class Committer:
             self._journal.close_act(act, "aborted")
             raise
         self._journal.close_act(act)
+        # It is said to be done before the lock is given back, so that nobody goes on from what may be done once more.
+        with suppress(JournalError):
+            yield
 
     def _take_back(self, act: Act, error: ForeignWriteError) -> Work[None]:
         if not error.appended:
@@ -67,8 +73,7 @@ class Committer:
         finally:
             self._journal.close_act(act)
 
-    def forget(self, thread_id: str) -> None:
-        """Let no journal bring back a thread whose directory is about to go; what it holds is durable before that."""
+    def make_durable(self) -> None:
+        """Let all that is in the files outlive a power cut as it is, if that is promised, whatever the journals say."""
         if self.power:
-            self._disk.sync_all()
-        self._journal.forget(thread_id)
+            self._journal.make_durable()

@@ -6,15 +6,17 @@ are not: what was written while the journal grew is made durable in one go when 
 
 A line is the checksum of a JSON object, and the object: an act; or ``done``, the number up to which all acts are in the
 files; ``aborted``, an act that came to nothing; ``retracted``, one whose messages were taken back; ``redone``, one that
-another process has carried out; ``forget``, a thread that is being deleted, of which nothing above counts.
+another process has carried out; ``syncing`` and ``synced``, between which all that was done by then became durable.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import time
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -23,15 +25,19 @@ import orjson
 from attrs import define, field
 
 from threadloom.stores.files._disk import Disk, naming
-from threadloom.stores.files._owner import disown, opened, own
+from threadloom.stores.files._owner import disown, opened, own, this_process
 from threadloom.stores.files._writes import Write, to_json
 
-__all__ = ["Act", "Journal", "JournalError", "add_entries", "parsed_entry"]
+__all__ = ["LEFT", "Act", "Journal", "JournalError", "add_entries", "make_durable", "parsed_entry"]
 
 Entry = dict[str, Any]
 
+LEFT: Final = "-left"
+"""How the name of a journal ends whose process lives, and has given it up."""
+
 _FULL_BYTES: Final = 8 << 20
 _FULL_BYTES_UNSYNCED: Final = 1 << 20
+_MOST_ATTEMPTS: Final = 10
 
 
 class JournalError(OSError):
@@ -104,6 +110,10 @@ class Journal:
         self._is_retiring_due = False
         self.retiring: list[JournalFile] = []
 
+    def make_durable(self) -> None:
+        """Let all that is in the files outlive a power cut as it is, whatever the journals say."""
+        make_durable(self._disk, self._directory, self._boot)
+
     @property
     def power(self) -> bool:
         """Whether what was flushed outlives a power cut."""
@@ -113,18 +123,23 @@ class Journal:
         """Make the journal's file, unless it is there: locked before it can be seen, durable before it counts."""
         if self._file is not None:
             return self._file
-        path = self._directory / f"{self._name}-{self._count}"
-        self._count += 1
-        try:
-            self._file = self._made(path)
-        except OSError as error:
-            self._disk.discard(path)
-            raise JournalError(error.errno, error.strerror, str(path)) from error
+        for attempts_left in reversed(range(_MOST_ATTEMPTS)):
+            path = self._directory / f"{self._name}-{self._count}"
+            self._count += 1
+            try:
+                self._file = self._made(path)
+                break
+            except OSError as error:
+                self._disk.discard(path)
+                # Before it was locked, another store that opens may have taken it for one of the dead.
+                if not (isinstance(error, FileNotFoundError) and attempts_left):
+                    raise JournalError(error.errno, error.strerror, str(path)) from error
+        assert self._file is not None  # noqa: S101 - it was made, or the error raised
         return self._file
 
     def _made(self, path: Path) -> JournalFile:
         durability = "power" if self._power else "process"
-        header = _dumped({"journal": 1, "boot": self._boot, "durability": durability})
+        header = _dumped({"journal": 1, "boot": self._boot, "durability": durability, "process": this_process()})
         temporary = self._disk.temporary_path()
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
@@ -199,13 +214,6 @@ class Journal:
                 self._rotate()
             raise JournalError(error.errno, error.strerror, str(file.path)) from error
 
-    def forget(self, thread_id: str) -> None:
-        """Say in all journals, also of other processes, that nothing they say of a thread counts any more."""
-        entry = {"forget": thread_id, "at": time.monotonic_ns()}
-        for name in self._disk.names(self._directory):
-            with suppress(FileNotFoundError):
-                add_entries(self._directory / name, [entry], sync=self._power)
-
     # Files
 
     def end_batch(self) -> bool:
@@ -232,10 +240,11 @@ class Journal:
         retiring = [file for file in self.retiring if not file.open_acts]
         if not retiring:
             return
-        self._disk.sync_all()
+        leaving = {file.path.name: self._boot for file in retiring}
+        make_durable(self._disk, self._directory, self._boot, leaving=leaving)
         for file in retiring:
             self._remove(file)
-        # The names must not come back: they would tell of a thread that was deleted since.
+        # The names must not come back: they would tell of what was overtaken since.
         self._disk.sync(self._directory)
 
     def _remove(self, file: JournalFile) -> None:
@@ -254,13 +263,36 @@ class Journal:
                 else:
                     self._remove(file)
         for left in self.retiring:
+            with suppress(OSError):
+                os.rename(left.path, f"{left.path}{LEFT}")
             disown(left.fd)
         self.retiring.clear()
 
 
+def make_durable(disk: Disk, directory: Path, boot: str, *, leaving: Mapping[str, str] | None = None) -> None:
+    """Make durable what is in the files, and say so in the journals, but for those that are going to be removed.
+
+    What an act has put there may look as it did before an earlier act, of another journal: that one must not be made
+    once more after its successor's journal is gone. So each journal is told before, and one that it came to pass. It
+    counts for those of this start of the machine, ``boot``: what others tell of may not be in the files yet. Those of
+    earlier ones that were gone through are named in ``leaving``, by the start that they are of.
+    """
+    leaving = leaving or {}
+    mark = secrets.token_hex(8)
+    names = disk.names(directory)
+    for name in names:
+        with suppress(FileNotFoundError):
+            add_entries(directory / name, [{"syncing": mark, "boot": leaving.get(name, boot)}], sync=False)
+    disk.sync_all()
+    for name in names:
+        if name not in leaving:
+            with suppress(FileNotFoundError):
+                add_entries(directory / name, [{"synced": mark}], sync=True)
+
+
 def add_entries(path: Path, entries: list[Entry], *, sync: bool) -> None:
     """Add lines to a journal, whosever it is."""
-    data = b"".join(_dumped(entry) for entry in entries)
+    data = b"\n" + b"".join(_dumped(entry) for entry in entries)  # the last line there may be torn
     with opened(path, os.O_WRONLY | os.O_APPEND) as fd, naming(path):
         if os.write(fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

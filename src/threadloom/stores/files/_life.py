@@ -18,11 +18,13 @@ from attrs import define
 
 from threadloom.ids import is_id
 from threadloom.stores.files._disk import naming
-from threadloom.stores.files._owner import disown, holder_of, our_key, own
+from threadloom.stores.files._owner import disown, holder_of, lives, our_key, own, this_process
 
 __all__ = ["Life", "Peer", "Peers"]
 
 _COUNTER_DIGITS: Final = 20
+_COUNTER_BYTES: Final = _COUNTER_DIGITS + 1
+_MOST_BYTES: Final = 128
 # Not for writing where that can be had: whoever watches the directory would take the end of each look for a death.
 _LOOK: Final = os.O_RDONLY if sys.platform == "linux" else os.O_RDWR
 
@@ -37,6 +39,7 @@ class Life:
         own(self._fd)
         try:
             self.beat()
+            os.pwrite(self._fd, f"{this_process()}\n".encode(), _COUNTER_BYTES)
             os.rename(temporary, path)
         except BaseException:
             disown(self._fd)
@@ -52,6 +55,7 @@ class Life:
 
     def end(self) -> None:
         """Give the claim to be alive up. The file stays, and tells the others to look for what was left."""
+        os.ftruncate(self._fd, _COUNTER_BYTES)  # the process may go on without it
         disown(self._fd)
 
 
@@ -133,6 +137,9 @@ class Peers:
             return None
         try:
             holder = holder_of(fd)
-            return None if holder is None else Peer(holder, os.pread(fd, _COUNTER_DIGITS, 0))
+            counter, _, process = os.pread(fd, _MOST_BYTES, 0).partition(b"\n")
+            if holder is None and lives(process.decode(errors="replace").strip()):
+                holder = int(process.split()[0])
+            return None if holder is None else Peer(holder, counter)
         finally:
             os.close(fd)

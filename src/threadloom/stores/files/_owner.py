@@ -3,7 +3,9 @@
 The kernel drops the lock with the process, also when that had forked children: a child has copies of the descriptors,
 but not the locks (a ``flock`` it would keep). A POSIX lock has two traps, for which ``_OURS`` is kept: it does not
 exclude within its own process, and it is dropped when the process closes any descriptor of the file. So a process never
-opens a file of its own a second time: ``opened`` lends the descriptor that there is.
+opens a file of its own a second time: ``opened`` lends the descriptor that there is. Others may do it all the same, as
+who copies the tree within the process does; so the file also says which process it is of (``this_process``), and only
+that of a process which cannot be found either counts as left.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ try:
 except ImportError:  # Windows, where no FileStore opens
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Key", "disown", "holder_of", "is_our_key", "opened", "our_key", "own"]
+__all__ = ["Key", "disown", "holder_of", "is_our_key", "lives", "opened", "our_key", "own", "this_process"]
 
 _FLOCK: Final = "hhqqi4x"  # struct flock of Linux: type, whence, start, length, process
 Key = tuple[int, int]
 """What a file is known by, whatever its name is."""
+
+_STARTED: Final = 18  # among what follows the state of a process in its line: when it was started, in ticks
 
 _OURS: dict[Key, tuple[int, int]] = {}
 """The process that holds the lock of each file that was locked here, and its descriptor; a child finds its parent's."""
@@ -86,6 +90,26 @@ def holder_of(fd: int) -> int | None:
     except OSError:
         return 0
     return None
+
+
+def this_process() -> str:
+    """Return what tells this process from every other one of this start of the machine; empty where nothing does."""
+    return _told(os.getpid())
+
+
+def lives(process: str) -> bool:
+    """Return whether the process of which ``this_process`` said so is another one, is found here, and has not ended."""
+    process_id = process.partition(" ")[0]
+    return process_id.isdigit() and int(process_id) != os.getpid() and process == _told(int(process_id))
+
+
+def _told(process_id: int) -> str:
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_bytes()
+    except OSError:
+        return ""
+    state, *fields = stat[stat.rindex(b")") + 2 :].decode().split()  # behind the name, which may be anything
+    return "" if state in {"Z", "X"} else f"{process_id} {fields[_STARTED]}"
 
 
 def _key(stat: os.stat_result) -> Key:

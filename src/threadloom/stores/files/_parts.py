@@ -33,14 +33,15 @@ from threadloom.stores.files._watch import Watch
 from threadloom.stores.files._writer import Hop, Work
 from threadloom.tasks import until_done
 
-__all__ = ["SLOW_LOOK", "Options", "Parts"]
+__all__ = ["FORMAT", "SLOW_LOOK", "Options", "Parts"]
 
 _logger = logging.getLogger("threadloom")
 
 SLOW_LOOK: Final = timedelta(seconds=15)
 """How often to look at all there is, whatever was heard, as a safety net."""
 
-_FORMAT = b"1\n"
+FORMAT: Final = b"1\n"
+"""What the file says that names the format."""
 
 
 def _boot_id() -> bytes | None:
@@ -77,20 +78,20 @@ class Parts:
         name = secrets.token_hex(8)
         self.disk = Disk(layout.temporary, name)
         turns = TurnBook(layout, self.disk, lambda thread_id: self.runs.readable(thread_id), boot)  # noqa: PLW0108 - made below
-        self._redo = Redo(layout, self.disk, boot, turns.rebuild)
+        self.redo = Redo(layout, self.disk, boot, turns.rebuild)
         self.journal = Journal(layout.journals, layout.root, self.disk, name, boot=boot, power=power)
-        committer = Committer(layout, self.disk, self.journal, self._redo)
-        self.threads = Threads(layout, self.disk, committer, self._redo)
-        self.runs = Runs(layout, self.disk, committer, self.threads, turns=turns, time_ns=options.clock.time_ns)
+        self.committer = Committer(layout, self.disk, self.journal, self.redo)
+        self.threads = Threads(layout, self.disk, self.committer, self.redo)
+        self.runs = Runs(layout, self.disk, self.committer, self.threads, turns=turns, time_ns=options.clock.time_ns)
         self._executor = ThreadPoolExecutor(3, thread_name_prefix="threadloom")
         self.writer = Hop(
             self._executor,
-            begin=self._redo.everywhere,
+            begin=self.redo.everywhere,
             finish=self.journal.flush,
             end=self._end_batch,
             lock_patience=options.lock_timeout,
         )
-        self.reader = Hop(self._executor, begin=self._redo.everywhere)
+        self.reader = Hop(self._executor, begin=self.redo.everywhere)
         self._retiring: asyncio.Task[None] | None = None
         self.watch = Watch()
         life = f"life_{secrets.token_hex(16)}"
@@ -120,8 +121,8 @@ class Parts:
         if self.journal.power:
             for directory in dict.fromkeys(path for paths in made for path in paths):
                 self.disk.sync(directory)
-        self._redo.after_power_cut()
-        self._redo.clear_up()
+        self.redo.after_power_cut()
+        self.redo.clear_up()
         return bool(is_indexed)
 
     def _is_indexed(self) -> bool | None:
@@ -132,7 +133,7 @@ class Parts:
             found = b""
         if not found.strip(b"\0"):  # new, or what a power cut has left of it
             return None
-        if found != _FORMAT:
+        if found != FORMAT:
             raise SerializationError(self._layout.format, f"it names format {found[:20]!r}, and this is format 1")
         try:
             return _BOOT is not None and self.disk.read(self._layout.boot) == _BOOT
@@ -140,7 +141,7 @@ class Parts:
             return False
 
     def _write_format(self) -> None:
-        self.disk.replace(self._layout.format, _FORMAT)
+        self.disk.replace(self._layout.format, FORMAT)
         if self.journal.power:
             self.disk.sync(self._layout.format)
             self.disk.sync(self._layout.own)
@@ -195,13 +196,13 @@ class Parts:
         await self.reader.close()
         if self._retiring is not None:
             await asyncio.wait([self._retiring])
-        self.recovery.end()
         await until_done(self._loop.run_in_executor(self._executor, self._end))
         await _shut_down(self._executor)
 
     def _end(self) -> None:
+        self.recovery.end()
         self.journal.end()
-        self._redo.close()
+        self.redo.close()
 
 
 async def _shut_down(executor: ThreadPoolExecutor) -> None:

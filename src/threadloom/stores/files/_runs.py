@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import attrs
 from attrs import define
@@ -233,13 +234,15 @@ class Runs:
             if not force:
                 yield from self._check_not_busy(thread_id, self.turns.read(thread_id))
             run_ids = self._run_ids(thread_id)
-            self._committer.forget(thread_id)
+            # No journal is to tell of it when it is gone, or another has taken its place.
+            self._committer.make_durable()
             self._disk.move(self._layout.thread(thread_id), trash)
             if self._committer.power:
                 self._disk.sync(self._layout.root)
                 self._disk.sync(self._layout.trash)
             self.turns.forget(thread_id)
-        self._disk.remove_tree(trash)
+            # The lock goes with the directory, and says that somebody is at it.
+            self._disk.remove_tree(trash)
         return run_ids
 
     def sight_of(self, thread_id: str, run_id: str) -> Sight:
@@ -435,6 +438,13 @@ class Runs:
         yield from self._committer.commit(run.thread_id, *writes, sync=is_lasting)
         self._learn(run, known, change.events, writes[-1])
         self._requeue(old.run, run)
+        if run.status.is_terminal and change.record != old:
+            yield from self._settle_what_came_past(run, held.path)
+
+    def _settle_what_came_past(self, run: Run, status: Path) -> Work[None]:
+        """Let a run that was forced past our lock, after its record and before its events, end as it was forced to."""
+        if codec.load(self._disk.read(status), status).get("status") != run.status:
+            yield from self.act_locked(run.thread_id, run.id, self.settling)
 
     def _putting(self, step: RunStep) -> Put:
         path = self._layout.step(step.thread_id, step.run_id, step.id)

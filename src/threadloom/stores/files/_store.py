@@ -51,8 +51,10 @@ from threadloom.models import (
     ToolOutput,
 )
 from threadloom.pages import Order, Page, check_page, page_of_ids
+from threadloom.report import CheckReport
 from threadloom.signals import QUEUE, EventsTopic, Listener, QueueTopic, RunTopic, Signals, Topic
 from threadloom.store import Claim, ThreadStore
+from threadloom.stores.files._check import Check
 from threadloom.stores.files._claims import Taken, Taking
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import check_locks_exist
@@ -514,6 +516,23 @@ class FileStore(ThreadStore):
         if thread_id is not None and self._opened is not None:  # what was under way when it was closed rings, too
             self._opened.claims.candidates.look_at(thread_id)
         self._signals.ring(QUEUE)
+
+    # Upkeep
+
+    async def check(self, *, fix: bool = False, progress: Callable[[int, int], object] | None = None) -> CheckReport:
+        """Read everything, and say what is wrong.
+
+        What is damaged is moved to ``.threadloom/damaged`` by a fix, and never deleted (``docs/format.md``).
+        """
+        parts = self._parts
+        await parts.sweep.indexed.wait()
+        check = Check(self._layout, parts, max_attempts=self._options.max_attempts, now_ns=self.clock.time_ns, fix=fix)
+        try:
+            return await self._reporting("check the store", check.run(progress))
+        finally:
+            for thread_id, run_ids in check.changed:
+                for run_id in run_ids:
+                    self._ring_run(thread_id, run_id)
 
     # Hops
 

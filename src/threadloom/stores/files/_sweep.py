@@ -188,7 +188,12 @@ class Sweep:
         self._mark: Mark | None = None
         self._is_wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.is_indexing = False
+        self.indexed = asyncio.Event()
+
+    @property
+    def is_indexing(self) -> bool:
+        """Whether the index is being made, so that there may be more to take than it says."""
+        return not self.indexed.is_set()
 
     # On the loop
 
@@ -196,7 +201,8 @@ class Sweep:
         """Make the index unless it is there; call ``ring`` with each thread that has news, and in the end with none."""
         self._ring = ring
         self._note_boot = note_boot
-        self.is_indexing = not is_indexed
+        if is_indexed:
+            self.indexed.set()
         self._task = asyncio.get_running_loop().create_task(self._go_on(), name="threadloom sweep")
 
     def want(self) -> None:
@@ -208,13 +214,14 @@ class Sweep:
         if self._task is not None:
             self._task.cancel()
             await until_done(self._task)
+        self.indexed.set()  # nobody is to wait for it any more
 
     async def _go_on(self) -> None:
         try:
             if self.is_indexing:
                 await self._walk(None, budget=None)
         finally:
-            self.is_indexing = False
+            self.indexed.set()
             self._ring(None)
         await self._is_wanted.wait()
         await self._rest(_FIRST_PAUSE_SECONDS)

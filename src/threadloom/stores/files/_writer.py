@@ -23,7 +23,7 @@ from threadloom.errors import StoreBusyError, StoreClosedError
 from threadloom.stores.files._lock import LockedElsewhereError
 from threadloom.tasks import until_done
 
-__all__ = ["Hop", "Work"]
+__all__ = ["Hop", "Work", "as_work"]
 
 _logger = logging.getLogger("threadloom")
 
@@ -232,23 +232,21 @@ class Hop:
             waiting = []
         flights: list[_Flight] = []
         while waiting or flights:
-            flights = [flight for flight in flights if self._go_on(flight, None, outcomes, blocked)]
             waiting = self._start(waiting, flights, outcomes, blocked)
-            if not flights:
-                continue
-            try:
-                self._finish()
-            except Exception as error:  # noqa: BLE001 - told to all that waited for it
-                for flight in flights:
-                    if self._go_on(flight, error, outcomes, blocked):
-                        flight.work.close()
-                        outcomes.append(_Outcome(flight.operation, error=error))
-                flights = []
+            failure = self._finished() if flights else None
+            flights = [flight for flight in flights if self._go_on(flight, failure, outcomes, blocked)]
         try:
             self._end()
         except Exception as error:
             _logger.warning("batch not ended", exc_info=error)
         self._loop.call_soon_threadsafe(self._answer, outcomes, blocked)
+
+    def _finished(self) -> Exception | None:
+        try:
+            self._finish()
+        except Exception as error:  # noqa: BLE001 - told to all that waited for it
+            return error
+        return None
 
     def _start(
         self,
@@ -267,7 +265,7 @@ class Hop:
             elif len(flights) >= _MOST_UNDER_WAY or (operation.key is not None and operation.key in busy):
                 still_waiting.append(operation)
             else:
-                flight = _Flight(operation, _as_work(operation.function))
+                flight = _Flight(operation, as_work(operation.function))
                 if self._go_on(flight, None, outcomes, blocked):
                     flights.append(flight)
                     busy.add(operation.key)
@@ -294,6 +292,7 @@ class Hop:
         return False
 
 
-def _as_work(function: Callable[[], Any]) -> Work[Any]:
+def as_work(function: Callable[[], Any]) -> Work[Any]:
+    """Return what a function does as work, also where it does all of it at once."""
     result = function()
     return (yield from result) if isinstance(result, Generator) else result

@@ -1,0 +1,154 @@
+"""Makes the writes of an act once more, where they are not made: what a crash has cut off, or a power cut has taken.
+
+Each write is made only where what it replaces still stands, so that no later one is undone, and going through twice
+changes nothing. Whoever calls this holds the lock of the thread, or knows that nobody else is at it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from threadloom import codec
+from threadloom.stores.files import _log as log
+from threadloom.stores.files._dead import Told
+from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, LogFile, digest
+from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._writes import Append, Make, Put, Unchanged
+
+__all__ = ["Again", "decisive", "is_torn_form", "retractions"]
+
+
+class Again:
+    """Makes acts once more in the files below one root."""
+
+    def __init__(self, layout: Layout, disk: Disk) -> None:
+        self._layout = layout
+        self._disk = disk
+
+    def carry_out(self, act: Told, older: dict[Path, set[str]], *, is_torn: bool) -> None:
+        """Make the writes of an act that are not made, or, where it came to nothing, take back what it appended.
+
+        ``older`` are the contents of records that are known to be older than what this act puts in their place.
+        ``is_torn`` says that after a power cut files may hold a part of what was written.
+        """
+        makes_thread = any(isinstance(write, Make) and write.path.parent == self._layout.root for write in act.writes)
+        if not makes_thread and not self._disk.exists(self._layout.thread(act.thread_id)):
+            return
+        if act.is_retracted or not self._stands(act):
+            self._take_back(act)
+            return
+        for write in act.writes:
+            match write:
+                case Make(path, files):
+                    self._make(path, files)
+                case Put():
+                    self._put(write, older, is_torn=is_torn)
+                case Append():
+                    self._append(write)
+
+    def _stands(self, act: Told) -> bool:
+        """Return whether an act is to be, or was, made: no foreign program has replaced its record before it."""
+        record = None if act.is_done else decisive(act)
+        if record is None:
+            return True
+        try:
+            found = digest(self._disk.read(record.path))
+        except FileNotFoundError:
+            return True
+        if found == record.old or (isinstance(record, Put) and found == digest(record.data)):
+            return True
+        last = act.writes[-1]  # the events come last: where they are there, so was all the rest
+        return isinstance(last, Append) and self._is_there(last)
+
+    def _take_back(self, act: Told) -> None:
+        for write in act.writes:
+            if isinstance(write, Append) and write.path.name == "messages.jsonl":
+                if act.is_retracted:
+                    self._append(write)  # for its place is told of as retracted, and must not be another's
+                elif not self._is_there(write):
+                    continue
+                edits = self._layout.edits(act.thread_id)
+                lines = retractions(write.offset, write.data)
+                if not self._disk.exists(edits) or lines not in self._disk.read(edits):
+                    log.append_lines(self._disk, edits, lines, self._layout.damaged)
+
+    def _make(self, path: Path, files: dict[str, bytes]) -> None:
+        self._disk.make_directories(path.parent)
+        with suppress(FileExistsError):
+            self._disk.create_directory(path, files)
+            return
+        for name, data in files.items():
+            found = self._disk.read(path / name) if self._disk.exists(path / name) else b""
+            if is_torn_form(found, data):
+                self._disk.replace(path / name, data)
+            elif path.joinpath(name).suffix == ".jsonl" and is_torn_form(found[: len(data)], data):
+                self._disk.write_at(path / name, 0, data)  # a log, that had grown since, and of which the rest was kept
+
+    def _put(self, put: Put, older: dict[Path, set[str]], *, is_torn: bool) -> None:
+        try:
+            held = Held(put.path)
+        except FileNotFoundError:
+            self._disk.make_directories(put.path.parent)
+            self._disk.make_file(put.path, put.data)
+        else:
+            with held, ExitStack() as after, suppress(ForeignWriteError):
+                if held.data != put.data and self._is_older(held.data, put, older, is_torn=is_torn):
+                    self._disk.rewrite(held, put.data, ExitStack(), after)
+        known = older.setdefault(put.path, set())
+        known.add(digest(put.data))
+        if put.old is not None:
+            known.add(put.old)
+
+    @staticmethod
+    def _is_older(found: bytes, put: Put, older: dict[Path, set[str]], *, is_torn: bool) -> bool:
+        seen = digest(found)
+        return seen == put.old or seen in older.get(put.path, ()) or (is_torn and is_torn_form(found, put.data))
+
+    def _append(self, append: Append) -> None:
+        path, offset, data = append.path, append.offset, append.data
+        self._disk.make_directories(path.parent)
+        with LogFile(path, writable=True) as file:
+            gap = offset - file.size
+            found = file.read_at(offset, len(data))
+            after = b"" if found == data else file.read_at(offset, file.size - offset)
+        if found == data:
+            return
+        if gap > 0:
+            # What stood here was never synced, and nobody was told that it was. Its place stays: others are known.
+            self._disk.write_at(path, offset - gap, b" " * (gap - 1) + b"\n")
+        if is_torn_form(found, data):
+            self._disk.write_at(path, offset, data)
+        elif data not in after:
+            log.append_lines(self._disk, path, data, self._layout.damaged)  # behind what a foreign program appended
+
+    def _is_there(self, append: Append) -> bool:
+        try:
+            with LogFile(append.path) as file:
+                return file.read_at(append.offset, len(append.data)) == append.data
+        except FileNotFoundError:
+            return False
+
+
+def decisive(act: Told) -> Put | Unchanged | None:
+    """Return what an act does with the record by which it stands or falls."""
+    return next(
+        (write for write in act.writes if isinstance(write, Put | Unchanged) and write.path.parent.name != "steps"),
+        None,
+    )
+
+
+def retractions(offset: int, lines: bytes) -> bytes:
+    """Return the edits that take back messages, by their places: others may have the same ids."""
+    edits: list[bytes] = []
+    for line in lines.splitlines(keepends=True):
+        edits.append(codec.dump_line({"object": "thread.message.retracted", "offset": offset}))
+        offset += len(line)
+    return b"".join(edits)
+
+
+def is_torn_form(found: bytes, data: bytes) -> bool:
+    """Return whether ``found`` is what a power cut can leave of ``data``: a part of it, with holes."""
+    return len(found) <= len(data) and all(
+        byte in {0, whole} for byte, whole in zip(found, data[: len(found)], strict=True)
+    )
