@@ -27,6 +27,10 @@ SOME_FAULTS = 4  # of one method, that come once; and as many that stay
 MOST_FAILURES = 5  # that are told of at once
 
 
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 @pytest.fixture
 def base():
     with directory_in_memory() as directory:
@@ -224,8 +228,11 @@ async def test_a_store_that_could_not_be_opened_is_opened_once_the_fault_is_gone
                 failing = Failing(at, call, fault, lasts)
                 store = FileStore(root, durability=durability)
                 disk.fail_at(at, fault, lasts=lasts)
+                descriptors = open_descriptors()
                 error = await error_of_opening(store)
                 disk.mend()
+                if open_descriptors() > descriptors:
+                    failures.append(f"{failing}: a descriptor is left open")
                 failures += [f"{failing}: {problem}" for problem in problems_of(error)]
                 async with store:
                     await works(store, 0)
@@ -251,6 +258,7 @@ async def test_a_fault_at_closing_loses_nothing(durability, base, disk):
     root = base / "store"
 
     async def closed_with(failing: Failing | None) -> tuple[str, ...]:
+        descriptors = open_descriptors()
         store = await FileStore.open(root, durability=durability)
         await works(store, 0)
         before = await picture(store)
@@ -263,6 +271,8 @@ async def test_a_fault_at_closing_loses_nothing(durability, base, disk):
             failures.extend(problems_of(error))
         changes = tuple(disk.changes)
         disk.mend()
+        if open_descriptors() > descriptors:
+            failures.append(f"{failing}: a descriptor is left open")
         async with FileStore(root, durability=durability) as again:
             if await picture(again) != before:
                 failures.append(f"{failing}: something is lost")

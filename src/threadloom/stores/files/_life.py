@@ -39,7 +39,8 @@ class Life:
         own(self._fd)
         try:
             self.beat()
-            os.pwrite(self._fd, f"{this_process()}\n".encode(), _COUNTER_BYTES)
+            with naming(path):
+                os.pwrite(self._fd, f"{this_process()}\n".encode(), _COUNTER_BYTES)
             os.rename(temporary, path)
         except BaseException:
             disown(self._fd)
@@ -55,7 +56,8 @@ class Life:
 
     def end(self) -> None:
         """Give the claim to be alive up. The file stays, and tells the others to look for what was left."""
-        os.ftruncate(self._fd, _COUNTER_BYTES)  # the process may go on without it
+        with suppress(OSError):  # the lock is given up all the same
+            os.ftruncate(self._fd, _COUNTER_BYTES)  # the process may go on without it
         disown(self._fd)
 
 
