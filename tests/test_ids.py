@@ -38,7 +38,7 @@ NOT_IDS = [
         "a:b",
     ),
     *("ä", "aä", "٣", "a\u0301", "a" * 129, "~", "a*"),
-    *(None, 1, 1.5, True, b"a", ["a"], object()),
+    *(None, 1, 1.5, True, b"a", ["a"], NotImplemented),
 ]
 
 

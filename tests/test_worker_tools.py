@@ -623,7 +623,7 @@ class TestCheckpoints(WorkerTests):
         [
             {1},
             {1: 2},
-            object(),
+            NotImplemented,
             float("nan"),
             [float("inf")],
             timedelta(1),

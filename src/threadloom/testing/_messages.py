@@ -119,7 +119,7 @@ class MessageConformance(Stage):
         "content",
         [
             (TextContent(NOT_TEXT),),
-            (TextContent("fine", ({"not json": object()},)),),
+            (TextContent("fine", ({"not json": NotImplemented},)),),
             (UnknownObject({"type": "audio", "data": b"bytes"}),),
         ],
         ids=["surrogate", "object", "bytes"],

@@ -115,7 +115,7 @@ class RunConformance(Stage):
         "options",
         [
             {"instructions": NOT_TEXT},
-            {"tools": [{"not json": object()}]},
+            {"tools": [{"not json": NotImplemented}]},
             {"tools": [{"deep": [{"a set": {1}}]}]},
             {"tool_choice": {"bytes": b""}},
             {"response_format": {1: "a number as key"}},

@@ -122,7 +122,13 @@ class ThreadConformance(Stage):
 
     @pytest.mark.parametrize(
         "resources",
-        [{"text": NOT_TEXT}, {"not json": object()}, {"a set": {1}}, {1: "a number as key"}, {"too large": 2**70}],
+        [
+            {"text": NOT_TEXT},
+            {"not json": NotImplemented},
+            {"a set": {1}},
+            {1: "a number as key"},
+            {"too large": 2**70},
+        ],
         ids=str,
     )
     async def test_g1_a_thread_that_is_no_json_leaves_nothing(self, store: ThreadStore, resources: Any) -> None:
