@@ -54,13 +54,13 @@ from threadloom.pages import Order, Page, check_page, page_of_ids
 from threadloom.report import CheckReport
 from threadloom.signals import QUEUE, EventsTopic, Listener, QueueTopic, RunTopic, Signals, Topic
 from threadloom.store import Claim, ThreadStore
-from threadloom.stores.files._check import Check
 from threadloom.stores.files._claims import Taken, Taking
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import check_locks_exist
 from threadloom.stores.files._parts import SLOW_LOOK, Options, Parts
 from threadloom.stores.files._threads import PageRequest
 from threadloom.stores.files._writer import Work
+from threadloom.stores.files.check import Check
 from threadloom.tasks import carried_out, until_done
 
 __all__ = ["FileStore"]

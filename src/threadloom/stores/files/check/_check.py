@@ -14,15 +14,15 @@ from typing import Final
 
 from threadloom.errors import NotFoundError, SerializationError, StoreBusyError, StoreClosedError, StoreError
 from threadloom.report import CheckReport, Problem, ProblemKind
-from threadloom.stores.files._judge import ThreadJudge
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._life import Peers
 from threadloom.stores.files._lock import locked
-from threadloom.stores.files._look import Finding, Pause, Tools
-from threadloom.stores.files._mend import Mender
-from threadloom.stores.files._own import Own
 from threadloom.stores.files._parts import FORMAT, Parts
 from threadloom.stores.files._writer import Work, as_work
+from threadloom.stores.files.check._judge import ThreadJudge
+from threadloom.stores.files.check._look import Finding, Pause, Tools
+from threadloom.stores.files.check._mend import Mender
+from threadloom.stores.files.check._own import Own
 
 __all__ = ["Check"]
 

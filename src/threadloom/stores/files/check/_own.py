@@ -12,10 +12,10 @@ from threadloom.report import ProblemKind
 from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import LockedElsewhereError, locked
-from threadloom.stores.files._look import Finding
-from threadloom.stores.files._mend import Mend, Stage
 from threadloom.stores.files._queue import TurnBook
 from threadloom.stores.files._redo import Redo
+from threadloom.stores.files.check._look import Finding
+from threadloom.stores.files.check._mend import Mend, Stage
 
 __all__ = ["Own"]
 

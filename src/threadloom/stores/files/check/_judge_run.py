@@ -17,8 +17,8 @@ from threadloom.ids import is_id
 from threadloom.lifecycle import RunRecord
 from threadloom.models import Message, Run, RunStep, RunStepStatus
 from threadloom.report import ProblemKind
-from threadloom.stores.files._look import Finding, Pause, Reader, Tools
-from threadloom.stores.files._mend import Span, Stage
+from threadloom.stores.files.check._look import Finding, Pause, Reader, Tools
+from threadloom.stores.files.check._mend import Span, Stage
 
 __all__ = ["RunJudge"]
 

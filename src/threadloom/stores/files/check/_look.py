@@ -15,8 +15,8 @@ from threadloom.report import ProblemKind
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._disk import Disk, LogFile
 from threadloom.stores.files._layout import Layout
-from threadloom.stores.files._mend import Mend, Mender, Span, Stage
 from threadloom.stores.files._queue import TurnBook
+from threadloom.stores.files.check._mend import Mend, Mender, Span, Stage
 
 __all__ = ["Finding", "Pause", "Reader", "Tools"]
 

@@ -15,10 +15,10 @@ from threadloom import codec
 from threadloom.errors import SerializationError
 from threadloom.models import Message, Run, Thread
 from threadloom.report import ProblemKind
-from threadloom.stores.files._judge_run import RunJudge
 from threadloom.stores.files._log import dumped_lines
-from threadloom.stores.files._look import Finding, Pause, Reader, Tools
-from threadloom.stores.files._mend import Span, Stage
+from threadloom.stores.files.check._judge_run import RunJudge
+from threadloom.stores.files.check._look import Finding, Pause, Reader, Tools
+from threadloom.stores.files.check._mend import Span, Stage
 
 __all__ = ["ThreadJudge"]
 
