@@ -5,24 +5,20 @@ Everything is synchronous and runs in the store's own threads. ``OSError`` goes 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import itertools
 import os
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from threadloom.stores.files._linux import exchange, rename_to_new, sync_file_system
+
 __all__ = ["Disk", "ForeignWriteError", "Held", "LogFile", "digest", "naming"]
 
-_AT_FDCWD: Final = -100
-_RENAME_NOREPLACE: Final = 1
-_RENAME_EXCHANGE: Final = 2
-_UNSUPPORTED: Final = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 _READ_BYTES: Final = 1 << 16
 
 
@@ -203,7 +199,7 @@ class Disk:
         temporary = self.temporary_path()
         try:
             os.close(_write_new(temporary, data))
-            _rename_to_new(temporary, path)
+            rename_to_new(temporary, path)
         except BaseException:
             self.discard(temporary)
             raise
@@ -215,7 +211,7 @@ class Disk:
         try:
             for name, data in files.items():
                 os.close(_write_new(temporary / name, data))
-            _rename_to_new(temporary, path)
+            rename_to_new(temporary, path)
         except BaseException:
             with suppress(OSError):
                 self.remove_tree(temporary)
@@ -249,7 +245,7 @@ class Disk:
 
     def _exchange(self, temporary: Path, ours: _Identity, held: Held) -> Callable[[], None]:
         held.check_untouched()
-        if not _exchange(temporary, held.path):
+        if not exchange(temporary, held.path):
             # No exchange on this file system: a look before, and a plain rename. docs/guarantees.md says so.
             held.check_untouched()
             os.rename(temporary, held.path)
@@ -260,14 +256,14 @@ class Disk:
         with ExitStack() as opened:
             while True:
                 foreign = opened.enter_context(Held(temporary))
-                _exchange(temporary, held.path)
+                exchange(temporary, held.path)
                 if _identity_at(temporary) == placed:
                     raise ForeignWriteError
                 placed = foreign.identity
 
     def _exchange_back(self, temporary: Path, path: Path, ours: _Identity) -> None:
         if _identity_at(path) == ours:
-            _exchange(temporary, path)
+            exchange(temporary, path)
 
     def _rename_back(self, held: Held, ours: _Identity) -> None:
         if _identity_at(held.path) != ours:
@@ -323,7 +319,7 @@ class Disk:
 
     def move(self, source: Path, target: Path) -> None:
         """Give a file or directory a name that is not taken."""
-        _rename_to_new(source, target)
+        rename_to_new(source, target)
 
     def remove(self, path: Path) -> None:
         """Remove a file, unless it is gone."""
@@ -373,7 +369,7 @@ class Disk:
         fd = os.open(self._temporary, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with naming(self._temporary):
-                _sync_file_system(fd)
+                sync_file_system(fd)
         finally:
             os.close(fd)
 
@@ -424,42 +420,3 @@ def _write_new(path: Path, data: bytes) -> int:
         os.close(fd)
         raise
     return fd
-
-
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_renameat2 = getattr(_libc, "renameat2", None)
-_syncfs = getattr(_libc, "syncfs", None)
-
-
-def _sync_file_system(fd: int) -> None:
-    """Make durable what was written on the file system of ``fd``."""
-    if _syncfs is None:
-        os.sync()
-    elif _syncfs(fd) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def _rename_with(flag: int, source: Path, target: Path) -> bool:
-    """Rename with a flag of Linux's own; return whether there is such a call here."""
-    if _renameat2 is None:
-        return False
-    if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flag) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _UNSUPPORTED:
-        return False
-    raise OSError(number, os.strerror(number), str(target))
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    return _rename_with(_RENAME_EXCHANGE, one, other)
-
-
-def _rename_to_new(source: Path, target: Path) -> None:
-    if _rename_with(_RENAME_NOREPLACE, source, target):
-        return
-    # Where the system cannot refuse to replace, the look before it has to do; callers hold a lock against our own.
-    if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    os.rename(source, target)
