@@ -14,7 +14,7 @@ DEV_READY := $(VENV)/.dev-ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format demo constraints clean
+.PHONY: help setup test lint format demo bench constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ format: $(DEV_READY) ## Format the code, and mend what can be mended by itself
 
 demo: $(DEMO_READY) ## Run 210 recorded conversations through a store and a worker
 	$(BIN)/python examples/coffee_bar.py $(ARGS)
+
+bench: $(DEMO_READY) ## Measure what it costs that a write outlives a power cut
+	$(BIN)/python benchmarks/durability.py $(ARGS)
 
 constraints: ## Renew the pins in constraints.txt (with Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
