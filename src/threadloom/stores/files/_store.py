@@ -587,7 +587,9 @@ class FileStore(ThreadStore):
         check_locks_exist()
         parts = Parts(self._layout, self._options, lambda run: self._ring_run(run.thread_id, run.id))
         try:
-            is_indexed = await self._reporting("open the store", parts.writer.run(parts.prepare))
+            is_indexed = await self._reporting(
+                "open the store", parts.writer.run(parts.prepare, key=str(self._layout.journals))
+            )
         except BaseException:
             await carried_out(parts.close())
             raise
