@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -347,3 +348,52 @@ async def test_a_thread_that_was_never_there_is_not_found(store):
     with pytest.raises(ThreadNotFoundError):
         await store.append_message("thread_none", Message.user("thread_none", "x"))
     assert list(await store.list_thread_ids()) == []
+
+
+async def test_an_event_whose_step_has_no_id_never_becomes_a_path(store, thread):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    step = RunStep.tool_calls(thread_id=thread.id, run_id=run.id)
+    await store.append_step(thread.id, run.id, step)
+    events = store.run_dir(thread.id, run.id) / "events.jsonl"
+    events.write_text(events.read_text().replace(step.id, "../../../../../escaped"))
+
+    await store.force_update_run_status(thread.id, run.id, RunStatus.CANCELLED)
+
+    assert list(store.root.parent.rglob("escaped*")) == []
+    assert [step.status for step in await store.list_steps(thread.id, run.id)] == ["cancelled"]
+
+
+def old_journal(root, *entries):
+    """Leave a journal as one of an earlier start of the machine."""
+    lines = [json.dumps({"journal": 1, "boot": "earlier", "durability": "power", "process": ""}), *entries]
+    path = root / ".threadloom" / "journals" / "0123456789abcdef-0"
+    path.write_text("".join(f"{zlib.crc32(line.encode()):08x} {line}\n" for line in lines))
+    return path
+
+
+async def test_what_a_journal_says_of_places_outside_is_set_aside_and_hides_no_other(tmp_path):
+    root = tmp_path / "store"
+    async with FileStore(root) as store:
+        thread = await store.create_thread(Thread.new())
+    acts = [
+        {"act": number, "at": number, "thread": thread.id, "writes": [{"append": path, "offset": 0, "data": "{}\n"}]}
+        for number, path in enumerate(("../escaped", "/escaped", f"{thread.id}/edits.jsonl"), 1)
+    ]
+    path = old_journal(root, *map(json.dumps, acts))
+
+    async with FileStore(root) as store:
+        assert [file.read_text() for file in store.thread_dir(thread.id).glob("edits.jsonl")] == ["{}\n"]
+        assert [file.name[:26] for file in damaged_files(store)] == [f"journals-{path.name}"[:26]]
+    assert not path.exists()
+    assert list(tmp_path.rglob("escaped")) == []
+
+
+async def test_a_file_among_the_journals_that_is_none_is_set_aside(tmp_path):
+    async with FileStore(tmp_path / "store") as store:
+        await store.create_thread(Thread.new())
+    stray = store.root / ".threadloom" / "journals" / "notes"
+    stray.write_text("mine")
+
+    async with FileStore(store.root):
+        assert [file.read_text() for file in damaged_files(store)] == ["mine"]
+    assert not stray.exists()

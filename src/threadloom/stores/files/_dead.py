@@ -42,6 +42,7 @@ class DeadJournal:
     path: Path
     size: int = 0
     boot: str = ""
+    has_header: bool = False
     is_durable: bool = False
     is_damaged: bool = False
     acts: dict[int, Told] = field(factory=dict)
@@ -66,7 +67,7 @@ class DeadJournal:
         """Take in the next line; ``ValueError`` where it says nothing that is known."""
         match entry:
             case {"journal": 1, "boot": str(boot), "durability": durability}:
-                self.boot, self.is_durable = boot, durability == "power"
+                self.boot, self.is_durable, self.has_header = boot, durability == "power", True
             case {"act": int(number), "at": int(at), "thread": str(thread_id), "writes": list(writes)}:
                 self.acts[number] = Told(number, at, thread_id, tuple(from_json(write, root) for write in writes))
             case {"syncing": str(mark), "boot": boot}:
@@ -164,6 +165,8 @@ class Journals:
                 bad.append(line)
         # The last line may be cut off, and after a power cut others have holes; nobody was told that they are there.
         journal.is_damaged = any(line and b"\0" not in line and not data.endswith(line) for line in bad)
+        # One without its first line is none of ours, unless nothing of it is there: it was never relied upon then.
+        journal.is_damaged = journal.is_damaged or (not journal.has_header and bool(data.strip(b"\0\n")))
         return journal
 
     def _names(self) -> list[str]:

@@ -146,7 +146,8 @@ class Redo:
                 self._again.carry_out(attrs.evolve(act, is_done=is_made), older, is_torn=True)
             for journal in journals:
                 # For a start after this one, which may find it once more.
-                add_entries(journal.path, [{"redone": number} for number in journal.acts], sync=False)
+                if journal.acts:
+                    add_entries(journal.path, [{"redone": number} for number in journal.acts], sync=False)
             self._remove(journals)
 
     def _foreign(self, acts: list[Told]) -> set[Path]:

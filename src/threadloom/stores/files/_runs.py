@@ -12,6 +12,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 from attrs import define
@@ -29,7 +30,7 @@ from threadloom.errors import (
     SerializationError,
     StoreError,
 )
-from threadloom.events import EventType, RunEvent, RunLog
+from threadloom.events import Checkpoint, EventType, RunEvent, RunLog
 from threadloom.ids import is_id
 from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
 from threadloom.models import Message, MessageStatus, Run, RunError, RunStatus, RunStep, RunStepStatus
@@ -385,9 +386,7 @@ class Runs:
             if record is None:
                 continue
             try:
-                if isinstance(record, SerializationError):
-                    raise record
-                events.append(codec.from_record(record, RunEvent, file.path, offset=offset))
+                events.append(_event(record, file.path, offset))
             except SerializationError as error:
                 _logger.warning("event set aside", extra={"path": str(file.path)}, exc_info=error)
         if position == start and at_least_one and stop > start:
@@ -568,6 +567,16 @@ class Runs:
     def readable(self, thread_id: str) -> Iterator[Run]:
         """Yield the runs of a thread in their order, without those that are damaged."""
         return self._all_runs(thread_id, [])
+
+
+def _event(record: dict[str, Any] | SerializationError, path: Path, offset: int) -> RunEvent:
+    if isinstance(record, SerializationError):
+        raise record
+    event = codec.from_record(record, RunEvent, path, offset=offset)
+    # A step's id becomes the name of its file.
+    if not isinstance(event.data, Checkpoint) and not is_id(event.data.id):
+        raise SerializationError(path, f"{event.data.id!r} is no id", offset=offset)
+    return event
 
 
 def _detached(event: RunEvent) -> RunEvent:

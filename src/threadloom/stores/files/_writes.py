@@ -179,14 +179,20 @@ def to_json(write: Write, root: Path) -> dict[str, Any]:
 
 
 def from_json(record: dict[str, Any], root: Path) -> Write:
-    """Return the write that the journal tells of."""
+    """Return the write that the journal tells of, or raise ``ValueError`` where it is none of ours."""
     match record:
         case {"make": str(path), "files": dict(files)}:
-            return Make(root / path, {name: data.encode() for name, data in files.items()})
+            return Make(_below(root, path), {name: data.encode() for name, data in files.items()})
         case {"put": str(path), "old": old, "data": str(data)}:
-            return Put(root / path, data.encode(), old)
+            return Put(_below(root, path), data.encode(), old)
         case {"append": str(path), "offset": int(offset), "data": str(data)}:
-            return Append(root / path, offset, data.encode())
+            return Append(_below(root, path), offset, data.encode())
         case {"unchanged": str(path), "old": str(old)}:
-            return Unchanged(root / path, old)
+            return Unchanged(_below(root, path), old)
     raise ValueError(f"no write is known that looks like {sorted(record)}")
+
+
+def _below(root: Path, path: str) -> Path:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"{path!r} is no place below the root")
+    return root / path
