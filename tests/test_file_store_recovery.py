@@ -349,3 +349,46 @@ sys.stdin.read()
         os.close(flock)
         os.close(posix)
         process.communicate()
+
+
+ENDING = """
+import fcntl, os, signal, sys
+from threadloom.stores.files import _owner
+os.chdir(sys.argv[1])
+taken_for_alive = 0
+for number in range(60):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        fd = os.open("life", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        _owner.own(fd)
+        os.write(fd, _owner.this_process().encode())
+        fcntl.flock(os.open(".", os.O_RDONLY), fcntl.LOCK_EX)
+        if sys.argv[2] == "replaced":
+            os.set_inheritable(write, True)
+            os.execv(sys.executable, [sys.executable, "-c", f"import os; os.write({write}, b'x'); os.read(0, 1)"])
+        os.write(write, b"x")
+        signal.pause()
+    os.read(read, 1)
+    life, directory = os.open("life", os.O_RDONLY), os.open(".", os.O_RDONLY)
+    process = os.pread(life, 100, 0).decode()
+    if sys.argv[2] == "killed":
+        os.kill(child, signal.SIGKILL)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    taken_for_alive += _owner.holder_of(life) is None and _owner.lives(process)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for fd in (life, directory, read, write):
+        os.close(fd)
+    if sys.argv[2] == "replaced":
+        break
+print(taken_for_alive)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "replaced"])
+def test_a_process_that_has_lost_its_locks_in_its_end_or_to_another_program_counts_as_gone(tmp_path, how):
+    """The system frees the locks of a process that ends before it calls it dead, and a new program has the same id."""
+    command = [sys.executable, "-c", ENDING, str(tmp_path), how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate()[0] == "0\n"

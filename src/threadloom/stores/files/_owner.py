@@ -30,7 +30,12 @@ _FLOCK: Final = "hhqqi4x"  # struct flock of Linux: type, whence, start, length,
 Key = tuple[int, int]
 """What a file is known by, whatever its name is."""
 
-_STARTED: Final = 18  # among what follows the state of a process in its line: when it was started, in ticks
+# Where in what follows the state of a process in its line: its flags, when it was started in ticks, and where its stack
+# begins, which is another place for each program that it runs.
+_FLAGS: Final = 5
+_STARTED: Final = 18
+_STACK: Final = 24
+_IS_EXITING: Final = 4
 
 _OURS: dict[Key, tuple[int, int]] = {}
 """The process that holds the lock of each file that was locked here, and its descriptor; a child finds its parent's."""
@@ -109,7 +114,9 @@ def _told(process_id: int) -> str:
     except OSError:
         return ""
     state, *fields = stat[stat.rindex(b")") + 2 :].decode().split()  # behind the name, which may be anything
-    return "" if state in {"Z", "X"} else f"{process_id} {fields[_STARTED]}"
+    # One that is ending has lost its locks before it is called dead.
+    is_over = state in {"Z", "X"} or int(fields[_FLAGS]) & _IS_EXITING
+    return "" if is_over else f"{process_id} {fields[_STARTED]} {fields[_STACK]}"
 
 
 def _key(stat: os.stat_result) -> Key:
