@@ -316,6 +316,20 @@ async def test_what_waits_at_the_same_moment_shares_one_sync(tmp_path, monkeypat
         assert len(synced) == 1
 
 
+async def test_many_appends_to_one_thread_hold_up_no_other_thread(tmp_path):
+    async with FileStore(tmp_path) as store:
+        crowded, other = [await store.create_thread(Thread.new()) for _ in range(2)]
+        flood = [
+            asyncio.create_task(store.append_message(crowded.id, Message.user(crowded.id, str(number))))
+            for number in range(200)
+        ]
+        await asyncio.sleep(0)
+        await store.append_message(other.id, Message.user(other.id, "one"))
+        assert not all(task.done() for task in flood)
+        await asyncio.gather(*flood)
+        assert [message.text for message in await store.list_messages(crowded.id)] == [str(n) for n in range(200)]
+
+
 # Locks of other processes
 
 

@@ -392,3 +392,72 @@ def test_a_process_that_has_lost_its_locks_in_its_end_or_to_another_program_coun
     command = [sys.executable, "-c", ENDING, str(tmp_path), how]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.communicate()[0] == "0\n"
+
+
+HALF_DONE = """
+import asyncio, errno, os, signal, sys
+from threadloom import *
+from threadloom.stores.files import _commit, _disk
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def broken(*_):
+    raise OSError(errno.EIO, "injected")
+
+async def main():
+    async with FileStore(sys.argv[1], durability="process") as store:
+        for name in ("t1", "t2", "t3"):
+            await store.create_thread(Thread(id=name, created_at=1, metadata={"version": "old"}))
+        if sys.argv[2] == "killed":
+            _commit.carry_out = killed
+            runs = [Run.new(name, model="m") for name in ("t1", "t2")]
+            await asyncio.gather(*(store.create_run(run.thread_id, run) for run in runs))
+        run = await store.create_run("t1", Run.new("t1", model="m"))
+        plain, _disk.LogFile.append, _disk.Disk._exchange_back = _disk.LogFile.append, broken, broken
+        try:
+            await store.update_run_status("t1", run.id, RunStatus.COMPLETED)
+        except StoreIOError:
+            _disk.LogFile.append = plain
+        await store.create_run("t2", Run.new("t2", model="m"))
+        await store.create_run("t3", Run.new("t3", model="m"))
+        print("ready", flush=True)
+        sys.stdin.readline()
+
+asyncio.run(main())
+"""
+
+
+def leave_half_done(root, how):
+    command = [sys.executable, "-c", HALF_DONE, str(root), how]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("locked", ["t1", "t2"])
+async def test_a_lock_in_one_thread_hides_no_act_that_was_left_half_done_in_another(tmp_path, locked):
+    leave_half_done(tmp_path, "killed").communicate()
+    lock = os.open(tmp_path / locked, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        async with FileStore(tmp_path, durability="process") as store:
+            assert len(await store.list_runs({"t1": "t2", "t2": "t1"}[locked])) == 1
+    finally:
+        os.close(lock)
+    async with FileStore(tmp_path, durability="process") as store:
+        assert len(await store.list_runs(locked)) == 1
+
+
+async def test_an_act_that_could_not_be_undone_makes_none_of_the_later_ones_seem_undone(tmp_path):
+    other = leave_half_done(tmp_path, "broken")
+    assert other.stdout is not None
+    assert await asyncio.to_thread(other.stdout.readline) == "ready\n"
+    async with FileStore(tmp_path, durability="process") as store:
+        [run] = await store.list_runs("t3")
+        await store.force_update_run_status("t3", run.id, RunStatus.CANCELLED)
+        await store.delete_thread("t2", force=True)
+        other.kill()
+        await asyncio.to_thread(other.communicate)
+    async with FileStore(tmp_path, durability="process") as store:
+        assert list(await store.list_thread_ids()) == ["t1", "t3"]
+        assert [run.status for run in await store.list_runs("t3")] == [RunStatus.CANCELLED]
+        assert [run.status for run in await store.list_runs("t1")] == [RunStatus.COMPLETED], "it was left half done"

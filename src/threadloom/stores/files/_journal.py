@@ -64,6 +64,7 @@ class JournalFile:
     last_number: int = 0
     done: int = 0
     open_acts: dict[int, Act] = field(factory=dict)
+    closed: list[int] = field(factory=list)
     is_torn: bool = False
     end: int = 0
 
@@ -175,6 +176,7 @@ class Journal:
         """Say that an act is in the files or, by ``mark``, what else became of it."""
         assert act.file is not None  # noqa: S101 - it was noted
         act.file.open_acts.pop(act.number, None)
+        act.file.closed.append(act.number)
         if mark is not None and act.file is self._file:  # one that could not be synced is not written to
             self._marks.append(_dumped({mark: act.number}))
 
@@ -197,12 +199,15 @@ class Journal:
         wants_sync, self._wants_sync = self._wants_sync and self._power, False
         done = min(file.open_acts, default=file.last_number + 1) - 1
         said = [_dumped({"done": done})] if done > file.done else []
+        # One that stands half done, as a disk that fails may leave it, must not make all that came later seem so.
+        said += [_dumped({"redone": number}) for number in file.closed if number > done]
         if not (said or self._marks or lines):
             return
         try:
             file.append(b"".join((*said, *self._marks, *lines)))
             self._marks.clear()
             file.done = done
+            file.closed.clear()
             if wants_sync:
                 os.fdatasync(file.fd)
         except OSError as error:

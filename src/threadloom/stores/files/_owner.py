@@ -39,7 +39,16 @@ _IS_EXITING: Final = 4
 
 _OURS: dict[Key, tuple[int, int]] = {}
 """The process that holds the lock of each file that was locked here, and its descriptor; a child finds its parent's."""
-_LENDING: Final = threading.Lock()
+_LENDING = threading.Lock()
+
+
+def _begin_anew() -> None:
+    global _LENDING  # noqa: PLW0603 - a child that was forked while a thread held it would never get it
+    _LENDING = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def own(fd: int) -> None:

@@ -104,6 +104,7 @@ class Redo:
         self._renew_index(act.thread_id)
 
     def _bury(self, journal: DeadJournal) -> None:
+        is_whole = True
         for thread_id in {act.thread_id for act in journal.left()}:
             directory = self._layout.thread(thread_id)
             try:
@@ -111,8 +112,9 @@ class Redo:
                 with locked(directory) if self._disk.exists(directory) else nullcontext():
                     self._finish(journal, thread_id)
             except LockedElsewhereError:
-                return
-        self._remove([journal])
+                is_whole = False  # whoever has the lock has carried it out, or is frozen; the others need not wait
+        if is_whole:
+            self._remove([journal])
 
     def _finish(self, journal: DeadJournal, thread_id: str) -> None:
         left = journal.left(thread_id)

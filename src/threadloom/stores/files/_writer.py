@@ -34,6 +34,7 @@ Work = Generator[None, None, T]
 
 _FIRST_RETRY_SECONDS = 0.0005
 _LAST_RETRY_SECONDS = 0.05
+_MOST_ROUNDS = 8  # in which a batch begins operations: others have come meanwhile, and wait for its end
 _MOST_UNDER_WAY = 64  # at once in the thread: each holds a lock and the record that it has read, two descriptors
 
 
@@ -190,9 +191,9 @@ class Hop:
 
     def _put_back(self, batch: _Batch) -> None:
         if batch.take():  # cancelled before the thread had come to it
-            self._next(batch.operations)
+            self._next(batch.operations, at_once=True)
 
-    def _answer(self, outcomes: list[_Outcome], blocked: list[_Operation]) -> None:
+    def _answer(self, outcomes: list[_Outcome], blocked: list[_Operation], not_begun: list[_Operation]) -> None:
         for outcome in outcomes:
             if outcome.error is None:
                 outcome.operation.answer.set_result(outcome.result)
@@ -205,13 +206,14 @@ class Hop:
                     StoreBusyError(f"Another process holds the lock on {operation.key!r}, and did not give it back.")
                 )
         self._pause = _FIRST_RETRY_SECONDS if outcomes else min(self._pause * 2, _LAST_RETRY_SECONDS)
-        self._next([operation for operation in blocked if not operation.answer.done()])
+        # What was blocked came before what has its key and was not begun.
+        self._next([*(operation for operation in blocked if not operation.answer.done()), *not_begun], bool(not_begun))
 
-    def _next(self, first: list[_Operation]) -> None:
+    def _next(self, first: list[_Operation], at_once: bool) -> None:  # noqa: FBT001 - says when
         self._hop = None
-        arrived = bool(self._pending)
+        at_once = at_once or bool(self._pending)
         self._pending[:0] = first
-        if first and not arrived:
+        if first and not at_once:
             # All that is pending waits for locks of other processes. Whatever arrives does not wait with it.
             self._retry = self._loop.call_later(self._pause, self._go)
         else:
@@ -231,15 +233,18 @@ class Hop:
             outcomes.extend(_Outcome(operation, error=error) for operation in waiting)
             waiting = []
         flights: list[_Flight] = []
-        while waiting or flights:
-            waiting = self._start(waiting, flights, outcomes, blocked)
+        rounds = 0
+        while flights or (waiting and rounds < _MOST_ROUNDS):
+            rounds += 1
+            if rounds <= _MOST_ROUNDS:
+                waiting = self._start(waiting, flights, outcomes, blocked)
             failure = self._finished() if flights else None
             flights = [flight for flight in flights if self._go_on(flight, failure, outcomes, blocked)]
         try:
             self._end()
         except Exception as error:
             _logger.warning("batch not ended", exc_info=error)
-        self._loop.call_soon_threadsafe(self._answer, outcomes, blocked)
+        self._loop.call_soon_threadsafe(self._answer, outcomes, blocked, waiting)
 
     def _finished(self) -> Exception | None:
         try:
