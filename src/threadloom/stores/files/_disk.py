@@ -204,13 +204,19 @@ class Disk:
             self.discard(temporary)
             raise
 
-    def create_directory(self, path: Path, files: dict[str, bytes]) -> None:
-        """Make a new directory with ``files`` in it, all at once; ``FileExistsError`` where there is something."""
+    def create_directory(
+        self, path: Path, files: dict[str, bytes], *, before: Callable[[Path], object] = lambda _: None
+    ) -> None:
+        """Make a new directory with ``files`` in it, all at once; ``FileExistsError`` where there is something.
+
+        ``before`` is called with the place where it is made, before others can see it.
+        """
         temporary = self.temporary_path()
         os.mkdir(temporary)
         try:
             for name, data in files.items():
                 os.close(_write_new(temporary / name, data))
+            before(temporary)
             rename_to_new(temporary, path)
         except BaseException:
             with suppress(OSError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,14 @@ class Threads:
 
     def create(self, thread: Thread) -> Work[Thread]:
         path = self._layout.thread(thread.id)
-        made = Make(path, {"meta.json": dumped(thread)})
         if self._disk.exists(path):
             raise ThreadAlreadyExistsError(thread.id)
-        try:
-            yield from self._committer.commit(thread.id, made)
-        except FileExistsError:
-            raise ThreadAlreadyExistsError(thread.id) from None
+        # Its lock is there before it is seen: nobody deletes it before the journal has it as done.
+        with ExitStack() as held:
+            try:
+                yield from self._committer.commit(thread.id, Make(path, {"meta.json": dumped(thread)}, held))
+            except FileExistsError:
+                raise ThreadAlreadyExistsError(thread.id) from None
         return thread
 
     def get(self, thread_id: str) -> Thread:

@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 from threadloom.errors import StoreBusyError
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, digest
+from threadloom.stores.files._lock import locked
 
 __all__ = ["Append", "Make", "NotUndoneError", "Put", "Unchanged", "Write", "carry_out", "from_json", "to_json"]
 
@@ -28,10 +29,11 @@ class NotUndoneError(Exception):
 
 @frozen
 class Make:
-    """A directory that is not there yet, with files in it."""
+    """A directory that is not there yet, with files in it. Where there is ``held``, its lock is, until that is closed."""
 
     path: Path
     files: dict[str, bytes]
+    held: ExitStack | None = field(default=None, eq=False, repr=False)
 
 
 @frozen
@@ -129,9 +131,12 @@ def _carry_out(write: Write, damaged: Path, progress: _Progress) -> None:
             progress.appended.append((start, data))
         case Unchanged(held=Held() as held):
             held.check_untouched()
-        case Make(path, files):
+        case Make(path, files, None):
             disk.make_directories(path.parent)
             disk.create_directory(path, files)
+            undo.callback(disk.remove_tree, path)
+        case Make(path, files, ExitStack() as stack):
+            disk.create_directory(path, files, before=lambda made: stack.enter_context(locked(made)))
             undo.callback(disk.remove_tree, path)
         case Put(path, data, merged=None, held=None):
             disk.create(path, data)
