@@ -81,8 +81,10 @@ class Committer:
             for offset, lines in error.appended:
                 edits = retractions(offset, lines)
                 log.append_lines(self._disk, self._layout.edits(act.thread_id), edits, self._layout.damaged)
-        finally:
-            self._journal.close_act(act)
+        except OSError:
+            self._redo.later(act, self._journal.close_act)
+            raise
+        self._journal.close_act(act)
 
     def make_durable(self) -> None:
         """Let all that is in the files outlive a power cut as it is, if that is promised, whatever the journals say."""

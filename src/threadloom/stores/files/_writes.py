@@ -29,7 +29,7 @@ class NotUndoneError(Exception):
 
 @frozen
 class Make:
-    """A directory that is not there yet, with files in it. Where there is ``held``, its lock is, until that is closed."""
+    """A directory that is not there yet, with files in it. Its lock is held until ``held``, if any, is closed."""
 
     path: Path
     files: dict[str, bytes]
