@@ -42,7 +42,7 @@ class Committer:
         ``ForeignWriteError`` where a foreign program has replaced the record before: what was appended is taken back.
         """
         changes = [write for write in writes if not isinstance(write, Unchanged)]
-        if not self.power and len(changes) == 1 and not isinstance(changes[0], Make):
+        if not self.power and len(changes) == 1 and writes[-1] is changes[0] and not isinstance(changes[0], Make):
             # One write to one file is whole by itself as long as the machine goes on. A new directory is more than
             # that: with a run comes the queue index.
             carry_out(self._disk, self._layout.damaged, writes)

@@ -163,14 +163,14 @@ class Journal:
     def note(self, act: Act, *, sync: bool = True) -> None:
         """Put an act down; it counts once ``flush`` has returned. ``sync`` asks for it to outlive a power cut then."""
         file = act.file = self._file or self.begin()
-        file.last_number += 1
-        act.number = file.last_number
-        file.open_acts[act.number] = act
-        self._noted.append(act)
-        self._wants_sync = self._wants_sync or sync
+        act.number = file.last_number + 1
         writes = [to_json(write, self._root) for write in act.writes]
         entry = {"act": act.number, "at": time.monotonic_ns(), "thread": act.thread_id, "writes": writes}
         self._lines.append(_dumped(entry))
+        file.last_number = act.number
+        file.open_acts[act.number] = act
+        self._noted.append(act)
+        self._wants_sync = self._wants_sync or sync
 
     def close_act(self, act: Act, mark: str | None = None) -> None:
         """Say that an act is in the files or, by ``mark``, what else became of it."""
@@ -203,17 +203,19 @@ class Journal:
         said += [_dumped({"redone": number}) for number in file.closed if number > done]
         if not (said or self._marks or lines):
             return
+        is_written = False
         try:
             file.append(b"".join((*said, *self._marks, *lines)))
             self._marks.clear()
             file.done = done
             file.closed.clear()
+            is_written = True
             if wants_sync:
                 os.fdatasync(file.fd)
         except OSError as error:
             for act in noted:
                 file.open_acts.pop(act.number, None)
-            if wants_sync:
+            if is_written:  # and not synced
                 with suppress(OSError):
                     file.append(b"".join(_dumped({"aborted": act.number}) for act in noted))
                 self._rotate()
