@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import math
 import random
 import shlex
@@ -148,7 +149,8 @@ async def play(root: Path, dialogs: dict[str, Dialog], options: argparse.Namespa
         clockings.cancelled[run_id] = int(moment)
 
     store = FileStore(root, durability=options.durability)
-    canceller = another([f"--cancel-in={root}", f"--durability={options.durability}"], note_cancellation)
+    kills = [] if options.kill_every is None else [f"--kill-every={options.kill_every}"]
+    canceller = another([f"--cancel-in={root}", f"--durability={options.durability}", *kills], note_cancellation)
     async with store, canceller as other:
         bar = CoffeeBar(store, clockings, other.orders, options.seed)
         start = time.monotonic()
@@ -305,6 +307,9 @@ def options_given() -> argparse.Namespace:
     options = parser.parse_args()
     if options.kill_every is not None and not options.kill_every > 0:
         parser.error("--kill-every must be more than 0 seconds")
+    if options.kill_every is not None:
+        # That others finish what a killed worker was in the middle of writing is what all of this is about.
+        logging.getLogger("threadloom").setLevel(logging.ERROR)
     if options.concurrency < 1:
         parser.error("--concurrency must be at least 1")
     if options.check_only and not (options.check_only / ".threadloom").is_dir():
