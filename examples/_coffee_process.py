@@ -45,8 +45,9 @@ async def another(arguments: list[str], hear: Callable[[list[str]], None]) -> As
 
     async def listen() -> None:
         async for line in said:
-            hear(line.decode().split())
-            other.is_heard.set()
+            if line.endswith(b"\n"):  # else it was killed before it had said it
+                hear(line.decode().split())
+                other.is_heard.set()
         other.is_heard.set()
 
     listening = asyncio.create_task(listen())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -64,7 +63,6 @@ async def work(options: argparse.Namespace, dialogs: dict[str, Dialog]) -> None:
     def tell(*what: object) -> None:
         print(*what, flush=True)
 
-    logging.getLogger("threadloom").setLevel(logging.ERROR)  # that it takes runs over is what all of this is about
     assistant = Assistant(dialogs, tell, options.kill_every / PAUSES_PER_LIFE)
     store = FileStore(options.work_in, durability=options.durability, max_attempts=MOST_ATTEMPTS)
     async with store, RunWorker(store, assistant.answer, concurrency=options.concurrency):

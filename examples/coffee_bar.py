@@ -149,8 +149,7 @@ async def play(root: Path, dialogs: dict[str, Dialog], options: argparse.Namespa
         clockings.cancelled[run_id] = int(moment)
 
     store = FileStore(root, durability=options.durability)
-    kills = [] if options.kill_every is None else [f"--kill-every={options.kill_every}"]
-    canceller = another([f"--cancel-in={root}", f"--durability={options.durability}", *kills], note_cancellation)
+    canceller = another([f"--cancel-in={root}", *given(options, "durability", "kill_every")], note_cancellation)
     async with store, canceller as other:
         bar = CoffeeBar(store, clockings, other.orders, options.seed)
         start = time.monotonic()
@@ -171,11 +170,16 @@ async def worker(
         async with RunWorker(store, Assistant(dialogs, clockings.note).answer, concurrency=options.concurrency):
             yield
         return
-    names = ("data", "durability", "concurrency", "kill_every")
-    given = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
-    async with killed_every(options.kill_every, [f"--work-in={store.root}", *given], clockings.note) as killed:
+    arguments = given(options, "data", "durability", "concurrency", "kill_every")
+    async with killed_every(options.kill_every, [f"--work-in={store.root}", *arguments], clockings.note) as killed:
         yield
     clockings.kills = len(killed)
+
+
+def given(options: argparse.Namespace, *names: str) -> list[str]:
+    """Return those options as another process is given them."""
+    values = {name: getattr(options, name) for name in names}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
 
 # The process that cancels
