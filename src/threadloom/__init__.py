@@ -1,9 +1,13 @@
 """A durable store for threads, messages, runs and run steps, and a worker for the runs."""
 
+from threadloom.checks import KEEP, IdempotencyKey
 from threadloom.clock import Clock, SystemClock
 from threadloom.errors import (
     ActiveRunError,
+    AssistantAlreadyExistsError,
+    AssistantNotFoundError,
     ConflictError,
+    IdempotencyKeyReusedError,
     InvalidCursorError,
     InvalidIdError,
     InvalidInputError,
@@ -30,6 +34,7 @@ from threadloom.errors import (
 from threadloom.events import Checkpoint, EventType, MessageDelta, RunEvent, StepDelta
 from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import (
+    Assistant,
     FunctionCall,
     ImageFileContent,
     ImageUrlContent,
@@ -63,7 +68,11 @@ from threadloom.stores.memory import MemoryStore
 from threadloom.worker import RetryPolicy, RunContext, RunWorker
 
 __all__ = [
+    "KEEP",
     "ActiveRunError",
+    "Assistant",
+    "AssistantAlreadyExistsError",
+    "AssistantNotFoundError",
     "CheckReport",
     "Checkpoint",
     "Claim",
@@ -72,6 +81,8 @@ __all__ = [
     "EventType",
     "FileStore",
     "FunctionCall",
+    "IdempotencyKey",
+    "IdempotencyKeyReusedError",
     "ImageFileContent",
     "ImageUrlContent",
     "IncompleteDetails",

@@ -118,7 +118,8 @@ class RunWrite:
     """What a worker writes for its run in one act.
 
     ``items`` are taken in their order: a step, new or changed; a message ``in_progress``, which is only announced; a
-    whole one, which is appended to the thread; deltas; checkpoints. Then come the run's own fields. A ``status`` other
+    whole one, which is appended to the thread; deltas; checkpoints. Then come the run's own fields, of which none
+    leaves ``usage`` and ``spent`` as they are. A ``status`` other
     than ``in_progress`` gives the lease back; ``queued`` puts the run back to be taken again, at ``retry_at`` at the
     earliest, and counts an attempt if ``attempt_failed``.
     """
@@ -129,6 +130,7 @@ class RunWrite:
     incomplete_details: IncompleteDetails | None = None
     required_action: RequiredAction | None = None
     usage: Usage | None = None
+    spent: Usage | None = None
     retry_at: int | None = None
     attempt_failed: bool = False
 
@@ -141,7 +143,7 @@ class Act:
         self.log = log.copy()
         for step in open_steps:
             self.log.open_steps.setdefault(step.id, step)
-        self._record = record
+        self._keeps_messages = not record.run.is_rolled_back
         self._steps: dict[str, RunStep] = {}
         self._messages: list[Message] = []
         self._events: list[RunEvent] = []
@@ -171,7 +173,8 @@ class Act:
                 self.emit(EventType.MESSAGE_IN_PROGRESS, item)
             case Message():
                 # As where the run's end ends it: one that ended before a word was said stays in the events only.
-                self.end(item, keep=bool(item.content) or item.status is MessageStatus.COMPLETED)
+                is_kept = bool(item.content) or item.status is MessageStatus.COMPLETED
+                self.end(item, keep=is_kept and self._keeps_messages)
             case MessageDelta():
                 _check_open(item, self.log.open_message is not None and self.log.open_message.id == item.id)
                 self.emit(EventType.MESSAGE_DELTA, item)
@@ -236,7 +239,7 @@ class Act:
     def come_to(self, run: Run, lease: Lease | None) -> Change:
         """Settle what is open if ``run`` is terminal, then let its own event be the last."""
         if run.status.is_terminal:
-            self._end_message(_REASON[run.status], keep=True)
+            self._end_message(_REASON[run.status], keep=not run.is_rolled_back)
             self._close_steps(_STEP_STATUS[run.status], run.last_error)
         self.emit(EventType.of_run(run.status), run)
         return self.change(run, lease)

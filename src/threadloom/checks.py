@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
-from typing import Any, Literal, TypeVar, get_args
+from enum import Enum, StrEnum
+from typing import Any, Final, Literal, TypeVar, get_args
 
-from threadloom.errors import InvalidInputError
+import attrs
+from attrs import frozen
+
+from threadloom.errors import IdempotencyKeyReusedError, InvalidInputError
 from threadloom.ids import check_id
 from threadloom.lifecycle import Lease
-from threadloom.models import Message, MessageStatus, Run, RunStep, Thread, ToolOutput, check_metadata
+from threadloom.models import Assistant, Message, MessageStatus, Run, RunStep, Thread, ToolOutput, check_metadata
 
 __all__ = [
+    "KEEP",
+    "IdempotencyKey",
+    "Keep",
+    "MessageOnBusy",
     "MetadataChange",
     "OnBusy",
     "as_status",
+    "changed_thread",
+    "check_assistant",
+    "check_changed_assistant",
+    "check_key",
     "check_lease",
     "check_message",
+    "check_messages",
     "check_on_busy",
     "check_run",
+    "check_same_request",
     "check_step",
     "check_thread",
     "check_tool_outputs",
     "new_metadata",
 ]
+
+MOST_KEY_CHARACTERS = 255
 
 S = TypeVar("S", bound=StrEnum)
 
@@ -35,8 +50,53 @@ The function runs under the lock, so that no other change comes between its read
 and must not await; a store may run it in another thread.
 """
 
-OnBusy = Literal["enqueue", "reject"]
-"""What ``create_run`` does where the thread has an active run: stand in line behind it, or raise ``ActiveRunError``."""
+OnBusy = Literal["enqueue", "reject", "interrupt", "rollback"]
+"""What ``create_run`` does where the thread has active runs.
+
+``enqueue`` stands in line behind them; ``reject`` raises ``ActiveRunError``; ``interrupt`` asks all of them to stop;
+``rollback`` does the same and removes the messages that they have written, and keeps none that they write from then on.
+"""
+
+MessageOnBusy = Literal["enqueue", "reject"]
+"""What ``append_message`` does where the thread has an active run: append all the same, or raise ``ActiveRunError``."""
+
+
+class Keep(Enum):
+    """Says that something is not to be changed, where none is a value too."""
+
+    KEEP = "keep"
+
+
+KEEP: Final = Keep.KEEP
+
+
+@frozen
+class IdempotencyKey:
+    """Lets a create be sent again without being done again.
+
+    ``value`` is any text of 1 to 255 characters that the caller has chosen for this one thing; it stands by itself
+    among the threads, among the assistants, and among the messages and among the runs of each thread. ``fingerprint``
+    tells what was asked for from anything else that might be sent under the same key, such as a hash of the request.
+    """
+
+    value: str
+    fingerprint: str
+
+
+def check_assistant(assistant: Assistant) -> None:
+    """Raise unless ``assistant`` may be kept."""
+    check_id(assistant.id)
+    check_metadata(assistant.metadata)
+    for name in ("temperature", "top_p", "tools", "tool_resources", "response_format"):
+        _check_finite(f"The assistant's {name}", getattr(assistant, name))
+
+
+def check_changed_assistant(assistant_id: str, changed: Assistant) -> None:
+    """Raise unless ``changed`` is an assistant that may stand in the place of the one with that id."""
+    if not isinstance(changed, Assistant) or changed.id != assistant_id:
+        text = f"A change of assistant {assistant_id!r} must make an Assistant with the same id, not {changed!r}."
+        raise InvalidInputError(text)
+    check_assistant(changed)
 
 
 def check_thread(thread: Thread) -> None:
@@ -59,12 +119,23 @@ def check_message(thread_id: str, message: Message) -> None:
     _check_finite("The message's attachments", message.attachments)
 
 
+def check_messages(thread_id: str, messages: Iterable[Message]) -> tuple[Message, ...]:
+    """Return ``messages``, or raise unless they may be appended together with something else, and are nobody's."""
+    given = tuple(messages)
+    for message in given:
+        check_message(thread_id, message)
+        if message.run_id is not None:
+            text = f"Message {message.id!r} names run {message.run_id!r}: such a one is appended by append_message."
+            raise InvalidInputError(text)
+    return given
+
+
 def check_run(thread_id: str, run: Run) -> None:
     """Raise unless ``run`` may be kept in the thread."""
     check_id(thread_id, run.id)
     _check_same("run", "thread_id", run.thread_id, thread_id)
     check_metadata(run.metadata)
-    for name in ("temperature", "top_p", "tools", "tool_choice", "response_format"):
+    for name in ("temperature", "top_p", "tools", "tool_choice", "tool_resources", "response_format"):
         _check_finite(f"The run's {name}", getattr(run, name))
 
 
@@ -106,11 +177,37 @@ def as_status(kind: type[S], status: str) -> S:
         raise InvalidInputError(text) from None
 
 
-def check_on_busy(on_busy: OnBusy) -> None:
+def check_on_busy(on_busy: str, ways: Any = OnBusy) -> None:
     """Raise unless ``on_busy`` is one of the ways there are."""
-    if on_busy not in get_args(OnBusy):
-        text = f"on_busy must be one of {get_args(OnBusy)}, not {on_busy!r}."
+    if on_busy not in get_args(ways):
+        text = f"on_busy must be one of {get_args(ways)}, not {on_busy!r}."
         raise InvalidInputError(text)
+
+
+def check_key(key: IdempotencyKey | None) -> None:
+    """Raise unless ``key`` may be used."""
+    if key is not None and not 1 <= len(key.value) <= MOST_KEY_CHARACTERS:
+        text = f"An idempotency key has 1 to {MOST_KEY_CHARACTERS} characters, not {len(key.value)}."
+        raise InvalidInputError(text)
+
+
+def check_same_request(key: IdempotencyKey, fingerprint: str) -> None:
+    """Raise unless what was created under ``key``, with ``fingerprint``, is what is asked for now."""
+    if key.fingerprint != fingerprint:
+        raise IdempotencyKeyReusedError(key.value)
+
+
+def changed_thread(
+    old: Thread, metadata: MetadataChange | Keep, tool_resources: Mapping[str, Any] | Keep | None
+) -> Thread:
+    """Return the thread with what is given of it changed, or raise unless it may be kept."""
+    changed = old
+    if metadata is not KEEP:
+        changed = attrs.evolve(changed, metadata=new_metadata(old.metadata, metadata))
+    if tool_resources is not KEEP:
+        changed = attrs.evolve(changed, tool_resources=tool_resources)
+        _check_finite("The thread's tool_resources", tool_resources)
+    return changed
 
 
 def new_metadata(old: Mapping[str, Any], change: MetadataChange) -> dict[str, str]:

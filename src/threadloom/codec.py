@@ -24,6 +24,7 @@ from threadloom.errors import InvalidInputError, SerializationError
 from threadloom.events import Checkpoint, EventData, EventType, MessageDelta, RunEvent, StepDelta
 from threadloom.lifecycle import Lease, RunRecord
 from threadloom.models import (
+    Assistant,
     Content,
     FunctionCall,
     ImageFileContent,
@@ -314,6 +315,7 @@ def _converter_with(*, detailed: bool) -> cattrs.Converter:
     converter.register_structure_hook(RequiredAction, _structure_required_action)
     converter.register_unstructure_hook(RequiredAction, _unstructure_required_action)
 
+    _register(converter, Assistant, "assistant", required=("metadata",))
     _register(converter, Thread, "thread", required=("metadata",))
     _register(converter, Message, "thread.message", required=("status",))
     _register(converter, Run, "thread.run", required=("model", "assistant_id"))

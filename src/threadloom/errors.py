@@ -6,11 +6,13 @@
     │   ├── InvalidMetadataError              breaks the limits on metadata
     │   └── InvalidCursorError                ``after`` or ``before`` names nothing in the list
     ├── NotFoundError (LookupError)           the object is not in the store
+    │   ├── AssistantNotFoundError
     │   ├── ThreadNotFoundError
     │   ├── MessageNotFoundError
     │   ├── RunNotFoundError
     │   └── RunStepNotFoundError
     ├── ConflictError                         what is there does not allow it
+    │   ├── AssistantAlreadyExistsError
     │   ├── ThreadAlreadyExistsError
     │   ├── RunAlreadyExistsError
     │   ├── RunStepAlreadyExistsError
@@ -18,6 +20,7 @@
     │   ├── RunInTerminalStateError           a settled run stays settled
     │   ├── InvalidTransitionError            no such step in a run's life
     │   ├── ToolOutputsRefusedError           the run does not wait for any
+    │   ├── IdempotencyKeyReusedError         the key was given with something else
     │   └── LeaseLostError                    the run is not this worker's any more
     └── StoreError                            the store cannot do its work
         ├── SerializationError                a file does not hold what it should
@@ -34,7 +37,10 @@ from pathlib import Path
 
 __all__ = [
     "ActiveRunError",
+    "AssistantAlreadyExistsError",
+    "AssistantNotFoundError",
     "ConflictError",
+    "IdempotencyKeyReusedError",
     "InvalidCursorError",
     "InvalidIdError",
     "InvalidInputError",
@@ -95,6 +101,14 @@ class NotFoundError(ThreadloomError, LookupError):
     """The object is not in the store."""
 
 
+class AssistantNotFoundError(NotFoundError):
+    """No such assistant."""
+
+    def __init__(self, assistant_id: str) -> None:
+        super().__init__(f"No assistant {assistant_id!r}.")
+        self.assistant_id = assistant_id
+
+
 class ThreadNotFoundError(NotFoundError):
     """No such thread."""
 
@@ -132,6 +146,14 @@ class RunStepNotFoundError(NotFoundError):
 
 class ConflictError(ThreadloomError):
     """What is in the store does not allow it; nothing was written."""
+
+
+class AssistantAlreadyExistsError(ConflictError):
+    """The id is taken; the assistant that has it is untouched."""
+
+    def __init__(self, assistant_id: str) -> None:
+        super().__init__(f"Assistant {assistant_id!r} already exists.")
+        self.assistant_id = assistant_id
 
 
 class ThreadAlreadyExistsError(ConflictError):
@@ -195,6 +217,14 @@ class ToolOutputsRefusedError(ConflictError):
         super().__init__(f'Runs in status "{status}" do not accept tool outputs.')
         self.run_id = run_id
         self.status = status
+
+
+class IdempotencyKeyReusedError(ConflictError):
+    """An idempotency key stands for the one thing that was created under it; this is another."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"The idempotency key {_shortened(key)} was used before, and with something else.")
+        self.key = key
 
 
 class LeaseLostError(ConflictError):

@@ -29,6 +29,7 @@ class Evidence:
     messages: dict[str, Message] = field(factory=dict)
     _ended_early: list[Message] = field(factory=list)
     _has_ended: bool = False
+    _is_rolled_back: bool = False
     _by_hand: set[str] = field(factory=set)
 
     def apply(self, event: RunEvent) -> None:
@@ -40,6 +41,8 @@ class Evidence:
                 self.steps[step.id] = step
                 if self._has_ended:
                     self._by_hand.add(step.id)
+            case Message() if self._is_rolled_back:
+                pass
             case Message(status=MessageStatus.COMPLETED) as message:
                 self.messages[message.id] = message
             case Message(status=MessageStatus.INCOMPLETE) as message if message.content:
@@ -63,12 +66,13 @@ class Evidence:
     def _come_to(self, run: Run, event: RunEvent) -> None:
         self.run = run
         self._has_ended = run.status.is_terminal
+        self._is_rolled_back = run.is_rolled_back and not self._has_ended
         self._by_hand.clear()
         if event.type is EventType.RUN_IN_PROGRESS:
             self.is_at_work = event.number % NUMBERS_PER_CLAIM == 1
         elif run.status is not RunStatus.CANCELLING:
             self.is_at_work = False
-        for message in self._ended_early:
+        for message in () if run.is_rolled_back else self._ended_early:
             details = message.incomplete_details
             if run.status.is_terminal or details is None or details.reason not in _ABANDONED:
                 self.messages[message.id] = message

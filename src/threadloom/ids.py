@@ -14,7 +14,16 @@ import uuid_utils
 
 from threadloom.errors import InvalidIdError
 
-__all__ = ["check_id", "is_id", "new_call_id", "new_message_id", "new_run_id", "new_step_id", "new_thread_id"]
+__all__ = [
+    "check_id",
+    "is_id",
+    "new_assistant_id",
+    "new_call_id",
+    "new_message_id",
+    "new_run_id",
+    "new_step_id",
+    "new_thread_id",
+]
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
@@ -36,6 +45,7 @@ def _new(prefix: str) -> str:
 
 
 # A version 7 UUID begins with its time, so that ids sort in the order in which they were made.
+new_assistant_id: Callable[[], str] = partial(_new, "asst_")
 new_thread_id: Callable[[], str] = partial(_new, "thread_")
 new_message_id: Callable[[], str] = partial(_new, "msg_")
 new_run_id: Callable[[], str] = partial(_new, "run_")

@@ -67,6 +67,7 @@ __all__ = [
     "reclaim",
     "request_cancel",
     "restate",
+    "roll_back",
     "settle",
     "submit_tool_outputs",
     "update_status",
@@ -80,7 +81,15 @@ _SECOND = 1_000_000_000
 def create(run: Run, *, sequence: int, messages_before: int, now_ns: int) -> Change:
     """Return the first record of ``run``, which may be brought in with any status."""
     run = attrs.evolve(
-        run, sequence=sequence, messages_before=messages_before, attempt=1, turn=0, retry_at=None, anew_from=None
+        run,
+        sequence=sequence,
+        messages_before=messages_before,
+        attempt=1,
+        turn=0,
+        retry_at=None,
+        anew_from=None,
+        spent=None,
+        is_rolled_back=False,
     )
     act = Act(RunRecord(run), RunLog(), now_ns)
     act.emit(EventType.RUN_CREATED, run)
@@ -167,7 +176,10 @@ def claim(
     act.abandon(failed=False)
     act.skip_ahead()
     started_at = act.now if run.started_at is None else run.started_at
-    run = attrs.evolve(run, status=RunStatus.IN_PROGRESS, started_at=started_at, retry_at=None)
+    expires_at = run.expires_at
+    if expires_at is None and run.expires_after_seconds is not None:
+        expires_at = act.now + run.expires_after_seconds
+    run = attrs.evolve(run, status=RunStatus.IN_PROGRESS, started_at=started_at, expires_at=expires_at, retry_at=None)
     act.emit(EventType.RUN_IN_PROGRESS, run)
     return act.change(run, lease)
 
@@ -188,6 +200,8 @@ def write(record: RunRecord, log: RunLog, lease: Lease, work: RunWrite, *, now_n
         act.put(item)
     if work.usage is not None:
         run = attrs.evolve(run, usage=work.usage)
+    if work.spent is not None:
+        run = attrs.evolve(run, spent=work.spent)
     if work.status is None or work.status is run.status:
         return act.change(run, lease)
     if work.status is RunStatus.QUEUED:
@@ -239,7 +253,16 @@ def force_status(
         act.abandon(failed=False)
     if status is RunStatus.QUEUED:
         run = attrs.evolve(
-            run, attempt=1, turn=0, retry_at=None, started_at=None, usage=None, anew_from=act.log.number + 1
+            run,
+            attempt=1,
+            turn=0,
+            retry_at=None,
+            started_at=None,
+            expires_at=run.expires_at if run.expires_after_seconds is None else None,
+            usage=None,
+            spent=None,
+            is_rolled_back=False,
+            anew_from=act.log.number + 1,
         )
     return act.come_to(with_status(run, status, error, act.now), lease=None)
 
@@ -253,12 +276,25 @@ def request_cancel(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunSt
     run = record.run
     if run.status.is_terminal:
         raise RunInTerminalStateError(run.id, run.status)
+    if run.status is RunStatus.CANCELLING and is_leased(record):
+        return None
+    return _stop(record, log, open_steps, now_ns)
+
+
+def roll_back(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = (), now_ns: int) -> Change:
+    """Return the change that asks an active run to stop, and lets nothing be kept that it writes from now on.
+
+    It says so in the run's events also where the run was asked before: a foreign program may drop it from the record.
+    """
+    run = attrs.evolve(record.run, is_rolled_back=True)
+    return _stop(attrs.evolve(record, run=run), log, open_steps, now_ns)
+
+
+def _stop(record: RunRecord, log: RunLog, open_steps: Iterable[RunStep], now_ns: int) -> Change:
     act = _taking_over(record, log, now_ns, open_steps)
     if not is_leased(record):
-        return act.come_to(with_status(run, RunStatus.CANCELLED, None, act.now), lease=None)
-    if run.status is RunStatus.CANCELLING:
-        return None
-    return act.come_to(with_status(run, RunStatus.CANCELLING, None, act.now), record.lease)
+        return act.come_to(with_status(record.run, RunStatus.CANCELLED, None, act.now), lease=None)
+    return act.come_to(with_status(record.run, RunStatus.CANCELLING, None, act.now), record.lease)
 
 
 def submit_tool_outputs(

@@ -1,4 +1,4 @@
-"""The objects that a store keeps: threads, messages, runs and steps, with the fields of the Assistants API.
+"""The objects that a store keeps: assistants, threads, messages, runs and steps, with the fields of the Assistants API.
 
 All are frozen; ``attrs.evolve`` makes a changed copy. Moments are whole seconds since 1970, as OpenAI sends them.
 What a store hands out is a fresh object each time: nothing that is done to it reaches the store or another caller.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Self
 
 from attrs import field, frozen
 
 from threadloom.errors import InvalidMetadataError
-from threadloom.ids import new_call_id, new_message_id, new_run_id, new_step_id, new_thread_id
+from threadloom.ids import new_assistant_id, new_call_id, new_message_id, new_run_id, new_step_id, new_thread_id
 
 __all__ = [
+    "Assistant",
     "Content",
     "FunctionCall",
     "ImageFileContent",
@@ -244,13 +246,70 @@ class TruncationStrategy:
 
 
 @frozen(kw_only=True)
+class Assistant:
+    """What runs are asked of: a model, and how it is to behave. ``tenant`` is whose it is, where a server has many."""
+
+    id: str
+    created_at: int
+    model: str
+    name: str | None = None
+    description: str | None = None
+    instructions: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_resources: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] = field(factory=dict)
+    temperature: float | None = None
+    top_p: float | None = None
+    response_format: str | Mapping[str, Any] | None = None
+    reasoning_effort: str | None = None
+    tenant: str | None = None
+
+    @classmethod
+    def new(
+        cls,
+        *,
+        model: str,
+        name: str | None = None,
+        description: str | None = None,
+        instructions: str | None = None,
+        tools: Iterable[Mapping[str, Any]] = (),
+        tool_resources: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        response_format: str | Mapping[str, Any] | None = None,
+        reasoning_effort: str | None = None,
+        tenant: str | None = None,
+        id: str | None = None,  # noqa: A002 - the field's name
+    ) -> Self:
+        """Return an assistant made now, under a new id unless one is given: ids in old code live on."""
+        return cls(
+            id=new_assistant_id() if id is None else id,
+            created_at=_now(),
+            model=model,
+            name=name,
+            description=description,
+            instructions=instructions,
+            tools=tuple(tools),
+            tool_resources=tool_resources,
+            metadata=check_metadata(metadata),
+            temperature=temperature,
+            top_p=top_p,
+            response_format=response_format,
+            reasoning_effort=reasoning_effort,
+            tenant=tenant,
+        )
+
+
+@frozen(kw_only=True)
 class Thread:
-    """A conversation."""
+    """A conversation. ``tenant`` is whose it is, where a server has many."""
 
     id: str
     created_at: int
     metadata: Mapping[str, Any] = field(factory=dict)
     tool_resources: Mapping[str, Any] | None = None
+    tenant: str | None = None
 
     @classmethod
     def new(
@@ -258,6 +317,7 @@ class Thread:
         *,
         metadata: Mapping[str, str] | None = None,
         tool_resources: Mapping[str, Any] | None = None,
+        tenant: str | None = None,
         id: str | None = None,  # noqa: A002 - the field's name
     ) -> Self:
         """Return a thread made now, under a new id unless one is given."""
@@ -266,6 +326,7 @@ class Thread:
             created_at=_now(),
             metadata=check_metadata(metadata),
             tool_resources=tool_resources,
+            tenant=tenant,
         )
 
 
@@ -355,10 +416,15 @@ class Message:
 class Run:
     """Work asked for on a thread.
 
-    ``sequence``, ``attempt``, ``turn``, ``retry_at``, ``messages_before`` and ``anew_from`` are the store's own: the
-    run's place among the runs of its thread (none in a record of another program), the attempt it is at, how often it
-    was given tool outputs, the moment before which a run that waits for a retry is not taken, how much of the thread
-    was there when the run was created, and the number of the event by which it was forced to begin anew, if it was.
+    ``expires_after_seconds`` sets ``expires_at`` when the run is first taken, unless it is set. It, and all of the
+    following, are threadloom's own.
+
+    ``sequence``, ``attempt``, ``turn``, ``retry_at``, ``messages_before``, ``anew_from``, ``spent`` and
+    ``is_rolled_back`` are the store's own: the run's place among the runs of its thread (none in a record of another
+    program), the attempt it is at, how often it was given tool outputs, the moment before which a run that waits for a
+    retry is not taken, how much of the thread was there when the run was created, the number of the event by which it
+    was forced to begin anew, if it was, the tokens of attempts that came to nothing, which count towards the run's
+    limits and not as its ``usage``, and whether what it writes from now on is not to be kept.
     """
 
     id: str
@@ -388,12 +454,16 @@ class Run:
     parallel_tool_calls: bool = True
     response_format: str | Mapping[str, Any] | None = None
     reasoning_effort: str | None = None
+    tool_resources: Mapping[str, Any] | None = None
+    expires_after_seconds: int | None = None
     sequence: int | None = None
     attempt: int = 1
     turn: int = 0
     retry_at: int | None = None
     messages_before: int | None = None
     anew_from: int | None = None
+    spent: Usage | None = None
+    is_rolled_back: bool = False
 
     @classmethod
     def new(
@@ -407,6 +477,7 @@ class Run:
         metadata: Mapping[str, str] | None = None,
         status: RunStatus = RunStatus.QUEUED,
         expires_at: int | None = None,
+        expires_after: timedelta | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
         max_prompt_tokens: int | None = None,
@@ -416,8 +487,13 @@ class Run:
         parallel_tool_calls: bool = True,
         response_format: str | Mapping[str, Any] | None = None,
         reasoning_effort: str | None = None,
+        tool_resources: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Return a run made now under a new id. A terminal ``status`` is for history that is brought in."""
+        """Return a run made now under a new id. A terminal ``status`` is for history that is brought in.
+
+        ``expires_after`` counts from when the run is first taken, so that an outage expires nothing that never started;
+        it is kept in whole seconds, rounded up.
+        """
         return cls(
             id=new_run_id(),
             created_at=_now(),
@@ -438,6 +514,8 @@ class Run:
             parallel_tool_calls=parallel_tool_calls,
             response_format=response_format,
             reasoning_effort=reasoning_effort,
+            tool_resources=tool_resources,
+            expires_after_seconds=None if expires_after is None else -(-expires_after // timedelta(seconds=1)),
         )
 
 

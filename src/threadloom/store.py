@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -12,11 +12,12 @@ from typing import Any, Self
 
 from attrs import frozen
 
-from threadloom.checks import MetadataChange, OnBusy
+from threadloom.checks import KEEP, IdempotencyKey, Keep, MessageOnBusy, MetadataChange, OnBusy
 from threadloom.clock import Clock, SystemClock
 from threadloom.events import Checkpoint, EventType, RunEvent, RunLog
 from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import (
+    Assistant,
     Message,
     Run,
     RunError,
@@ -31,7 +32,18 @@ from threadloom.pages import Order, Page
 from threadloom.report import CheckReport
 from threadloom.signals import QUEUE, EventsTopic, Listener, RunTopic, Topic
 
-__all__ = ["Claim", "Lease", "MetadataChange", "OnBusy", "RunWrite", "ThreadStore"]
+__all__ = [
+    "KEEP",
+    "Claim",
+    "IdempotencyKey",
+    "Keep",
+    "Lease",
+    "MessageOnBusy",
+    "MetadataChange",
+    "OnBusy",
+    "RunWrite",
+    "ThreadStore",
+]
 
 
 @frozen
@@ -72,6 +84,10 @@ class ThreadStore(ABC):
     of what it names and does not find; and a ``StoreError`` where the store itself is at fault. Methods that write
     return the object as written. Methods that list return a ``Page``: all, oldest first, unless ``limit`` (at least 1),
     ``order``, ``after`` and ``before`` (ids, exclusive, in the order asked for) narrow it.
+
+    Methods that create take an idempotency ``key``: where something was created under it, they write nothing and return
+    the object as it was made then, or raise ``IdempotencyKeyReusedError`` where the key's fingerprint is another. It is
+    kept in the same act as the object, also when processes race.
     """
 
     clock: Clock
@@ -97,6 +113,11 @@ class ThreadStore(ABC):
         """Close the store."""
         await self.close()
 
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether the store can be used."""
+
     @abstractmethod
     async def _open(self) -> None:
         """Make the store ready for use; nothing where it is already."""
@@ -105,11 +126,50 @@ class ThreadStore(ABC):
     async def close(self) -> None:
         """End what is pending, and give back every thread, task and descriptor; nothing where it is closed."""
 
+    # Assistants
+
+    @abstractmethod
+    async def create_assistant(self, assistant: Assistant, *, key: IdempotencyKey | None = None) -> Assistant:
+        """Keep a new assistant; ``AssistantAlreadyExistsError`` where the id is taken, and nothing is overwritten."""
+
+    @abstractmethod
+    async def get_assistant(self, assistant_id: str) -> Assistant:
+        """Return an assistant."""
+
+    @abstractmethod
+    async def list_assistants(
+        self,
+        *,
+        tenant: str | None = None,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[Assistant]:
+        """Return assistants, all or those of a tenant, in the order of ``list_thread_ids``, with any id as a cursor."""
+
+    @abstractmethod
+    async def update_assistant(self, assistant_id: str, change: Callable[[Assistant], Assistant]) -> Assistant:
+        """Change an assistant to what ``change`` makes of it. Runs that were created before keep what they took of it.
+
+        ``change`` runs under the lock, as with ``MetadataChange``. It raises ``InvalidInputError`` for one that changes
+        the id.
+        """
+
+    @abstractmethod
+    async def delete_assistant(self, assistant_id: str) -> None:
+        """Remove an assistant; its threads and runs stay."""
+
     # Threads
 
     @abstractmethod
-    async def create_thread(self, thread: Thread) -> Thread:
-        """Keep a new thread; ``ThreadAlreadyExistsError`` where the id is taken, and nothing is overwritten."""
+    async def create_thread(
+        self, thread: Thread, *, messages: Iterable[Message] = (), key: IdempotencyKey | None = None
+    ) -> Thread:
+        """Keep a new thread, with its first messages; ``ThreadAlreadyExistsError`` where the id is taken.
+
+        Nothing is overwritten then.
+        """
 
     @abstractmethod
     async def get_thread(self, thread_id: str) -> Thread:
@@ -133,16 +193,23 @@ class ThreadStore(ABC):
     async def list_threads(
         self,
         *,
+        tenant: str | None = None,
         limit: int | None = None,
         order: str = Order.ASC,
         after: str | None = None,
         before: str | None = None,
     ) -> Page[Thread]:
-        """Return threads, in the order of ``list_thread_ids``."""
+        """Return threads, all or those of a tenant, in the order of ``list_thread_ids``."""
 
     @abstractmethod
-    async def update_thread(self, thread_id: str, *, metadata: MetadataChange) -> Thread:
-        """Change a thread's metadata; ``InvalidMetadataError`` where it breaks the limits."""
+    async def update_thread(
+        self,
+        thread_id: str,
+        *,
+        metadata: MetadataChange | Keep = KEEP,
+        tool_resources: Mapping[str, Any] | Keep | None = KEEP,
+    ) -> Thread:
+        """Change what is given of a thread; ``InvalidMetadataError`` where metadata breaks the limits."""
 
     @abstractmethod
     async def delete_thread(self, thread_id: str, *, force: bool = False) -> None:
@@ -155,10 +222,18 @@ class ThreadStore(ABC):
     # Messages
 
     @abstractmethod
-    async def append_message(self, thread_id: str, message: Message) -> Message:
+    async def append_message(
+        self,
+        thread_id: str,
+        message: Message,
+        *,
+        on_busy: MessageOnBusy = "enqueue",
+        key: IdempotencyKey | None = None,
+    ) -> Message:
         """Add a whole message to the end of a thread.
 
-        Its id is not compared with those of the thread: a message that is appended twice is there twice.
+        Its id is not compared with those of the thread: a message that is appended twice is there twice. With
+        ``on_busy="reject"`` an active run of the thread raises ``ActiveRunError``, decided in the same act.
         """
 
     @abstractmethod
@@ -194,11 +269,22 @@ class ThreadStore(ABC):
     # Runs
 
     @abstractmethod
-    async def create_run(self, thread_id: str, run: Run, *, on_busy: OnBusy = "enqueue") -> Run:
+    async def create_run(
+        self,
+        thread_id: str,
+        run: Run,
+        *,
+        on_busy: OnBusy = "enqueue",
+        messages: Iterable[Message] = (),
+        key: IdempotencyKey | None = None,
+    ) -> Run:
         """Keep a new run, and queue it if its status is ``queued``. A terminal one is history and is only kept.
 
-        Where the thread has an active run, ``enqueue`` lets it wait for its turn; ``reject`` raises ``ActiveRunError``,
-        which is decided in the same act, also when processes race.
+        ``messages`` are appended before it, and the run sees them. Where the thread has active runs, ``enqueue`` lets
+        the new one wait for its turn; ``reject`` raises ``ActiveRunError``; ``interrupt`` does to all of them what
+        ``request_cancel`` does, so that the new one begins when the handler at work has ended or lost its lease;
+        ``rollback`` also removes the messages that they wrote, and keeps nothing of what they still write. All of it is
+        one act, also when processes race; a terminal run rejects and stops nobody.
         """
 
     @abstractmethod

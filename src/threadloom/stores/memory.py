@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,13 +13,23 @@ from attrs import define, field
 
 from threadloom import codec, lifecycle
 from threadloom.checks import (
+    KEEP,
+    IdempotencyKey,
+    Keep,
+    MessageOnBusy,
     MetadataChange,
     OnBusy,
     as_status,
+    changed_thread,
+    check_assistant,
+    check_changed_assistant,
+    check_key,
     check_lease,
     check_message,
+    check_messages,
     check_on_busy,
     check_run,
+    check_same_request,
     check_step,
     check_thread,
     check_tool_outputs,
@@ -28,6 +38,8 @@ from threadloom.checks import (
 from threadloom.clock import Clock
 from threadloom.errors import (
     ActiveRunError,
+    AssistantAlreadyExistsError,
+    AssistantNotFoundError,
     LeaseLostError,
     MessageNotFoundError,
     NotFoundError,
@@ -44,6 +56,7 @@ from threadloom.evidence import Evidence
 from threadloom.ids import check_id
 from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
 from threadloom.models import (
+    Assistant,
     Message,
     Run,
     RunError,
@@ -78,6 +91,14 @@ class _Entry:
 
 
 @define
+class _Created:
+    """What was created under an idempotency key, as it was then."""
+
+    fingerprint: str
+    data: bytes
+
+
+@define
 class _RunState:
     record: bytes
     steps: dict[str, bytes] = field(factory=dict)
@@ -101,10 +122,17 @@ class MemoryStore(ThreadStore):
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         super().__init__(clock=clock)
+        self._assistants: dict[str, bytes] = {}
         self._threads: dict[str, _ThreadState] = {}
+        self._created: dict[tuple[type, str, str], _Created] = {}
         self._last_sequence = 0
         self._signals = Signals()
         self._is_open = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the store can be used."""
+        return self._is_open
 
     async def _open(self) -> None:
         self._is_open = True
@@ -114,17 +142,71 @@ class MemoryStore(ThreadStore):
         self._is_open = False
         self._signals.ring_all()
 
+    # Assistants
+
+    async def create_assistant(self, assistant: Assistant, *, key: IdempotencyKey | None = None) -> Assistant:
+        """Keep a new assistant."""
+        check_assistant(assistant)
+        self._check(assistant.id)
+        if (created := self._created_before(Assistant, "", key)) is not None:
+            return created
+        if assistant.id in self._assistants:
+            raise AssistantAlreadyExistsError(assistant.id)
+        self._assistants[assistant.id] = data = _encoded(assistant)
+        return self._note_created(Assistant, "", key, data)
+
+    async def get_assistant(self, assistant_id: str) -> Assistant:
+        """Return an assistant."""
+        self._check(assistant_id)
+        if assistant_id not in self._assistants:
+            raise AssistantNotFoundError(assistant_id)
+        return _decoded(self._assistants[assistant_id], Assistant)
+
+    async def list_assistants(
+        self,
+        *,
+        tenant: str | None = None,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[Assistant]:
+        """Return assistants, in the order of their ids."""
+        self._check(*_given(after, before))
+        kept = {id_: _decoded(data, Assistant) for id_, data in self._assistants.items()}
+        ids = [id_ for id_, assistant in kept.items() if tenant in {None, assistant.tenant}]
+        page = page_of_ids(ids, limit=limit, order=order, after=after, before=before)
+        return Page([kept[id_] for id_ in page], page.has_more)
+
+    async def update_assistant(self, assistant_id: str, change: Callable[[Assistant], Assistant]) -> Assistant:
+        """Change an assistant to what ``change`` makes of it."""
+        changed = change(await self.get_assistant(assistant_id))
+        check_changed_assistant(assistant_id, changed)
+        self._assistants[assistant_id] = _encoded(changed)
+        return _decoded(self._assistants[assistant_id], Assistant)
+
+    async def delete_assistant(self, assistant_id: str) -> None:
+        """Remove an assistant."""
+        await self.get_assistant(assistant_id)
+        del self._assistants[assistant_id]
+
     # Threads
 
-    async def create_thread(self, thread: Thread) -> Thread:
-        """Keep a new thread."""
+    async def create_thread(
+        self, thread: Thread, *, messages: Iterable[Message] = (), key: IdempotencyKey | None = None
+    ) -> Thread:
+        """Keep a new thread, with its first messages."""
         check_thread(thread)
+        given = check_messages(thread.id, messages)
         self._check(thread.id)
+        if (created := self._created_before(Thread, "", key)) is not None:
+            return created
         if thread.id in self._threads:
             raise ThreadAlreadyExistsError(thread.id)
         state = _ThreadState(_encoded(thread))
+        state.messages = _entries(0, given)
         self._threads[thread.id] = state
-        return _decoded(state.meta, Thread)
+        return self._note_created(Thread, "", key, state.meta)
 
     async def get_thread(self, thread_id: str) -> Thread:
         """Return a thread."""
@@ -145,20 +227,30 @@ class MemoryStore(ThreadStore):
     async def list_threads(
         self,
         *,
+        tenant: str | None = None,
         limit: int | None = None,
         order: str = Order.ASC,
         after: str | None = None,
         before: str | None = None,
     ) -> Page[Thread]:
         """Return threads, in the order of their ids."""
-        page = await self.list_thread_ids(limit=limit, order=order, after=after, before=before)
-        return Page([_decoded(self._threads[id_].meta, Thread) for id_ in page], page.has_more)
+        self._check(*_given(after, before))
+        kept = {id_: _decoded(state.meta, Thread) for id_, state in self._threads.items()}
+        ids = [id_ for id_, thread in kept.items() if tenant in {None, thread.tenant}]
+        page = page_of_ids(ids, limit=limit, order=order, after=after, before=before)
+        return Page([kept[id_] for id_ in page], page.has_more)
 
-    async def update_thread(self, thread_id: str, *, metadata: MetadataChange) -> Thread:
-        """Change a thread's metadata."""
+    async def update_thread(
+        self,
+        thread_id: str,
+        *,
+        metadata: MetadataChange | Keep = KEEP,
+        tool_resources: Mapping[str, Any] | Keep | None = KEEP,
+    ) -> Thread:
+        """Change what is given of a thread."""
         state = self._thread(thread_id)
-        thread = _decoded(state.meta, Thread)
-        state.meta = _encoded(attrs.evolve(thread, metadata=new_metadata(thread.metadata, metadata)))
+        changed = changed_thread(_decoded(state.meta, Thread), metadata, tool_resources)
+        state.meta = _encoded(changed)
         return _decoded(state.meta, Thread)
 
     async def delete_thread(self, thread_id: str, *, force: bool = False) -> None:
@@ -168,22 +260,36 @@ class MemoryStore(ThreadStore):
         if active is not None and not force:
             raise ActiveRunError(thread_id, active.id)
         del self._threads[thread_id]
+        self._created = {made: created for made, created in self._created.items() if made[1] != thread_id}
         for run_id in state.runs:
             self._ring_run(thread_id, run_id)
 
     # Messages
 
-    async def append_message(self, thread_id: str, message: Message) -> Message:
+    async def append_message(
+        self,
+        thread_id: str,
+        message: Message,
+        *,
+        on_busy: MessageOnBusy = "enqueue",
+        key: IdempotencyKey | None = None,
+    ) -> Message:
         """Add a whole message to the end of a thread."""
         check_message(thread_id, message)
+        check_on_busy(on_busy, MessageOnBusy)
         state = self._thread(thread_id)
+        if (created := self._created_before(Message, thread_id, key)) is not None:
+            return created
+        active = self._active_run(state)
+        if on_busy == "reject" and active is not None:
+            raise ActiveRunError(thread_id, active.id)
         run = state.runs.get(message.run_id) if message.run_id is not None else None
         if run is None:
-            state.messages.append(_Entry(len(state.messages), message.id, _encoded(message)))
+            state.messages += _entries(len(state.messages), [message])
         else:
             record = _decoded(run.record, RunRecord)
             self._commit(state, run, lifecycle.append_message(record, run.log, message, now_ns=self._now()))
-        return _decoded(_encoded(message), Message)
+        return self._note_created(Message, thread_id, key, _encoded(message))
 
     async def get_message(self, thread_id: str, message_id: str) -> Message:
         """Return a message."""
@@ -238,23 +344,54 @@ class MemoryStore(ThreadStore):
 
     # Runs
 
-    async def create_run(self, thread_id: str, run: Run, *, on_busy: OnBusy = "enqueue") -> Run:
+    async def create_run(
+        self,
+        thread_id: str,
+        run: Run,
+        *,
+        on_busy: OnBusy = "enqueue",
+        messages: Iterable[Message] = (),
+        key: IdempotencyKey | None = None,
+    ) -> Run:
         """Keep a new run."""
         check_run(thread_id, run)
         check_on_busy(on_busy)
+        given = check_messages(thread_id, messages)
         state = self._thread(thread_id)
+        if (created := self._created_before(Run, thread_id, key)) is not None:
+            return created
         if run.id in state.runs:
             raise RunAlreadyExistsError(thread_id, run.id)
-        active = self._active_run(state)
-        if on_busy == "reject" and active is not None and not run.status.is_terminal:
-            raise ActiveRunError(thread_id, active.id)
+        active = [] if run.status.is_terminal else [old for old in self._runs(state) if not old.status.is_terminal]
+        if on_busy == "reject" and active:
+            raise ActiveRunError(thread_id, active[0].id)
+        # What cannot be kept as JSON is found out before anything is changed.
+        _encoded(run)
+        _entries(0, given)
+        if on_busy in {"interrupt", "rollback"}:
+            self._stop(state, active, rolls_back=on_busy == "rollback")
+        state.messages += _entries(len(state.messages), given)
         sequence = max(self._now() // 1_000, self._last_sequence + 1)
         change = lifecycle.create(run, sequence=sequence, messages_before=len(state.messages), now_ns=self._now())
         made = _RunState(_encoded(change.record))
         written = self._commit(state, made, change)
         state.runs[run.id] = made
         self._last_sequence = sequence
-        return written
+        return self._note_created(Run, thread_id, key, _encoded(written))
+
+    def _stop(self, state: _ThreadState, active: Iterable[Run], *, rolls_back: bool) -> None:
+        """Ask runs to stop, and take back what they have written where that is asked for."""
+        ids = {run.id for run in active}
+        for run in [state.runs[run_id] for run_id in state.runs if run_id in ids]:
+            record = _decoded(run.record, RunRecord)
+            decide = lifecycle.roll_back if rolls_back else lifecycle.request_cancel
+            change = decide(record, run.log, now_ns=self._now())
+            if change is not None:
+                self._commit(state, run, change)
+        if rolls_back:
+            for entry in state.messages:
+                if entry.message is not None and entry.message.run_id in ids:
+                    entry.data = None
 
     async def get_run(self, thread_id: str, run_id: str) -> Run:
         """Return a run."""
@@ -458,6 +595,20 @@ class MemoryStore(ThreadStore):
 
     # What is kept
 
+    def _created_before(self, kind: type[T], thread_id: str, key: IdempotencyKey | None) -> T | None:
+        """Return what was created under ``key`` before, as it was then."""
+        check_key(key)
+        created = None if key is None else self._created.get((kind, thread_id, key.value))
+        if key is None or created is None:
+            return None
+        check_same_request(key, created.fingerprint)
+        return _decoded(created.data, kind)
+
+    def _note_created(self, kind: type[T], thread_id: str, key: IdempotencyKey | None, data: bytes) -> T:
+        if key is not None:
+            self._created[kind, thread_id, key.value] = _Created(key.fingerprint, data)
+        return _decoded(data, kind)
+
     def _now(self) -> int:
         return self.clock.time_ns()
 
@@ -517,7 +668,7 @@ class MemoryStore(ThreadStore):
     def _commit(self, state: _ThreadState, run: _RunState, change: Change) -> Run:
         record = _encoded(change.record)
         steps = {step.id: _encoded(step) for step in change.steps}
-        messages = [_Entry(len(state.messages) + n, m.id, _encoded(m)) for n, m in enumerate(change.messages)]
+        messages = _entries(len(state.messages), change.messages)
         events = [_encoded(event) for event in change.events]
         # From here on nothing can fail, so that all of it is kept or none.
         run.record = record
@@ -558,6 +709,10 @@ def _encoded(value: object) -> bytes:
 
 def _decoded(data: bytes, model: type[T]) -> T:
     return codec.decode(data, model, "memory")
+
+
+def _entries(first: int, messages: Iterable[Message]) -> list[_Entry]:
+    return [_Entry(place, message.id, _encoded(message)) for place, message in enumerate(messages, first)]
 
 
 def _given(*ids: str | None) -> list[str]:

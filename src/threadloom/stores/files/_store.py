@@ -578,6 +578,11 @@ class FileStore(ThreadStore):
             raise StoreClosedError
         return self._opened
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the store can be used."""
+        return self._opened is not None
+
     async def _open(self) -> None:
         async with self._gate:
             if self._opened is None:
