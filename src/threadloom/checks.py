@@ -17,6 +17,7 @@ from threadloom.models import Assistant, Message, MessageStatus, Run, RunStep, T
 
 __all__ = [
     "KEEP",
+    "MOST_KEY_CHARACTERS",
     "IdempotencyKey",
     "Keep",
     "MessageOnBusy",

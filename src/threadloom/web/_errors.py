@@ -59,7 +59,7 @@ def error_body(error: WireError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
-def as_wire_error(error: Exception, request: web.Request) -> WireError:
+def as_wire_error(error: Exception, request: web.Request) -> WireError:  # noqa: PLR0911 - one for each kind
     """Return what is told of ``error``. Nothing of the inside gets out: what is not expected here is a server error."""
     match error:
         case WireError():
@@ -70,8 +70,10 @@ def as_wire_error(error: Exception, request: web.Request) -> WireError:
             return _of_missing(error)
         case ConflictError():
             return _of_conflict(error)
+        case InvalidMetadataError():
+            return WireError(400, str(error), param="metadata")
         case InvalidInputError():
-            return WireError(400, str(error), param="metadata" if isinstance(error, InvalidMetadataError) else None)
+            return WireError(400, str(error))
         case StoreBusyError() | StoreClosedError():
             # Nothing was written, so that the client may well try again.
             text = "The server cannot do this at the moment. Try again."

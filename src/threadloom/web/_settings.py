@@ -12,10 +12,13 @@ from attrs import field, frozen, validators
 from threadloom.store import OnBusy, ThreadStore
 from threadloom.web._streams import Streams
 
-__all__ = ["REQUEST_ID", "SETTINGS", "TENANT", "Authenticate", "Limits", "Settings"]
+__all__ = ["REQUEST_ID", "SETTINGS", "TENANT", "Admit", "Authenticate", "Limits", "Settings"]
 
 Authenticate = Callable[[web.Request], Awaitable[str | None] | str | None]
 """Returns the tenant that a request is from, or none where it is to be refused. It may be async."""
+
+Admit = Callable[[web.Request], Awaitable[None]]
+"""Lets a request in and notes whose it is, or raises."""
 
 _at_least_one = validators.ge(1)
 
@@ -38,7 +41,7 @@ class Settings:
     """What a request is answered by."""
 
     store: ThreadStore
-    authenticate: Authenticate | None
+    admit: Admit | None
     on_busy: OnBusy
     run_expiry: timedelta | None
     limits: Limits
