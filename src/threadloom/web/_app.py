@@ -18,7 +18,7 @@ from threadloom.web import _assistants, _runs, _threads
 from threadloom.web._auth import admitting
 from threadloom.web._calls import check_ids, settings_of
 from threadloom.web._errors import as_wire_error, error_body
-from threadloom.web._settings import REQUEST_ID, SETTINGS, Authenticate, Limits, Settings
+from threadloom.web._settings import REQUEST_ID, SETTINGS, STORE, Authenticate, Limits, Settings
 from threadloom.web._streams import Streams
 from threadloom.worker import Handler, RunWorker
 
@@ -55,6 +55,7 @@ def create_app(
     limits = Limits() if limits is None else limits
     streams = Streams(store.clock, keep_alive=keep_alive, stall=limits.stalled_stream, most_streams=limits.streams)
     app = web.Application(middlewares=[_answering])
+    app[STORE] = store
     app[SETTINGS] = Settings(
         store=store,
         admit=admitting(api_keys, authenticate),

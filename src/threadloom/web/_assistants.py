@@ -10,6 +10,7 @@ from aiohttp import web
 from threadloom.models import Assistant
 from threadloom.web._calls import (
     answer,
+    answer_page,
     idempotency_key,
     listing_of,
     own_assistant,
@@ -19,7 +20,7 @@ from threadloom.web._calls import (
 )
 from threadloom.web._contents import check_tools
 from threadloom.web._requests import AssistantChanges, AssistantRequest
-from threadloom.web._wire import deleted, page_to_wire, to_wire
+from threadloom.web._wire import deleted, to_wire
 
 __all__ = ["routes"]
 
@@ -34,7 +35,7 @@ async def create_assistant(request: web.Request) -> web.Response:
 
 async def list_assistants(request: web.Request) -> web.Response:
     listing = listing_of(request)
-    return answer(page_to_wire(await settings_of(request).store.list_assistants(tenant=tenant_of(request), **listing)))
+    return answer_page(request, await settings_of(request).store.list_assistants(tenant=tenant_of(request), **listing))
 
 
 async def get_assistant(request: web.Request) -> web.Response:

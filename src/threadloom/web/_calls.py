@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from typing import Any, TypedDict, TypeVar
 
 import orjson
@@ -14,13 +15,16 @@ from threadloom.checks import MOST_KEY_CHARACTERS, IdempotencyKey
 from threadloom.errors import AssistantNotFoundError, InvalidInputError, ThreadNotFoundError
 from threadloom.ids import is_id
 from threadloom.models import Assistant
+from threadloom.pages import Page
 from threadloom.web._errors import WireError
 from threadloom.web._reading import read
-from threadloom.web._settings import SETTINGS, TENANT, Settings
+from threadloom.web._settings import REQUEST_ID, SETTINGS, TENANT, Settings
+from threadloom.web._wire import page_to_wire
 
 __all__ = [
     "Listing",
     "answer",
+    "answer_page",
     "check_id",
     "check_ids",
     "event_number_of",
@@ -32,6 +36,8 @@ __all__ = [
     "settings_of",
     "tenant_of",
 ]
+
+_logger = logging.getLogger("threadloom")
 
 T = TypeVar("T")
 
@@ -62,6 +68,13 @@ def tenant_of(request: web.Request) -> str | None:
 def answer(value: dict[str, Any], **headers: str) -> web.Response:
     """Return the answer that holds ``value``."""
     return web.Response(body=orjson.dumps(value), content_type="application/json", headers=headers)
+
+
+def answer_page(request: web.Request, page: Page[Any]) -> web.Response:
+    """Return the answer that holds ``page``, and log what damage it had to leave out."""
+    for damage in page.damaged:
+        _logger.warning("record set aside", exc_info=damage, extra={"request_id": request[REQUEST_ID]})
+    return answer(page_to_wire(page))
 
 
 def check_ids(request: web.Request) -> None:

@@ -12,6 +12,7 @@ from threadloom.errors import RunInTerminalStateError
 from threadloom.models import Message, Run, Thread, ToolOutput, TruncationStrategy
 from threadloom.web._calls import (
     answer,
+    answer_page,
     event_number_of,
     idempotency_key,
     listing_of,
@@ -25,7 +26,7 @@ from threadloom.web._contents import check_tools, messages_of
 from threadloom.web._errors import WireError
 from threadloom.web._requests import MetadataRequest, RunRequest, SubmitRequest, ThreadAndRunRequest, ThreadRequest
 from threadloom.web._streams import events_past, events_since_outputs, events_until_stop
-from threadloom.web._wire import page_to_wire, to_wire
+from threadloom.web._wire import to_wire
 
 __all__ = ["routes"]
 
@@ -80,7 +81,7 @@ async def _create_both(
 async def list_runs(request: web.Request) -> web.StreamResponse:
     listing = listing_of(request)
     thread_id = await own_thread(request)
-    return answer(page_to_wire(await settings_of(request).store.list_runs(thread_id, **listing)))
+    return answer_page(request, await settings_of(request).store.list_runs(thread_id, **listing))
 
 
 async def get_run(request: web.Request) -> web.StreamResponse:
@@ -129,7 +130,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
 async def list_steps(request: web.Request) -> web.StreamResponse:
     listing = listing_of(request)
     thread_id, run_id = await own_thread(request), request.match_info["run_id"]
-    return answer(page_to_wire(await settings_of(request).store.list_steps(thread_id, run_id, **listing)))
+    return answer_page(request, await settings_of(request).store.list_steps(thread_id, run_id, **listing))
 
 
 async def get_step(request: web.Request) -> web.StreamResponse:

@@ -12,7 +12,7 @@ from attrs import field, frozen, validators
 from threadloom.store import OnBusy, ThreadStore
 from threadloom.web._streams import Streams
 
-__all__ = ["REQUEST_ID", "SETTINGS", "TENANT", "Admit", "Authenticate", "Limits", "Settings"]
+__all__ = ["REQUEST_ID", "SETTINGS", "STORE", "TENANT", "Admit", "Authenticate", "Limits", "Settings"]
 
 Authenticate = Callable[[web.Request], Awaitable[str | None] | str | None]
 """Returns the tenant that a request is from, or none where it is to be refused. It may be async."""
@@ -49,5 +49,8 @@ class Settings:
 
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
+STORE: Final = web.AppKey("STORE", ThreadStore)
+"""Where the application keeps its store, for what is beside it in the same server."""
+
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 TENANT: Final = web.RequestKey("TENANT", str)

@@ -9,6 +9,7 @@ from threadloom.models import Thread
 from threadloom.store import KEEP
 from threadloom.web._calls import (
     answer,
+    answer_page,
     check_id,
     idempotency_key,
     listing_of,
@@ -20,7 +21,7 @@ from threadloom.web._calls import (
 from threadloom.web._contents import message_of, messages_of
 from threadloom.web._errors import WireError
 from threadloom.web._requests import MessageRequest, MetadataRequest, ThreadRequest
-from threadloom.web._wire import deleted, page_to_wire, to_wire
+from threadloom.web._wire import deleted, to_wire
 
 __all__ = ["routes"]
 
@@ -35,7 +36,7 @@ async def create_thread(request: web.Request) -> web.Response:
 
 async def list_threads(request: web.Request) -> web.Response:
     listing = listing_of(request)
-    return answer(page_to_wire(await settings_of(request).store.list_threads(tenant=tenant_of(request), **listing)))
+    return answer_page(request, await settings_of(request).store.list_threads(tenant=tenant_of(request), **listing))
 
 
 async def get_thread(request: web.Request) -> web.Response:
@@ -83,7 +84,7 @@ async def list_messages(request: web.Request) -> web.Response:
     if run_id is not None:
         check_id("run_id", run_id)
     thread_id = await own_thread(request)
-    return answer(page_to_wire(await settings_of(request).store.list_messages(thread_id, run_id=run_id, **listing)))
+    return answer_page(request, await settings_of(request).store.list_messages(thread_id, run_id=run_id, **listing))
 
 
 async def get_message(request: web.Request) -> web.Response:
