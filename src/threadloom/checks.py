@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from enum import Enum, StrEnum
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 MOST_KEY_CHARACTERS = 255
+_LONGEST = timedelta.max // timedelta(seconds=1)
 
 S = TypeVar("S", bound=StrEnum)
 
@@ -135,6 +137,11 @@ def check_run(thread_id: str, run: Run) -> None:
     check_id(thread_id, run.id)
     _check_same("run", "thread_id", run.thread_id, thread_id)
     check_metadata(run.metadata)
+    seconds = run.expires_after_seconds
+    if seconds is not None and (type(seconds) is not int or not 1 <= seconds <= _LONGEST):
+        # Found out at the claim, it would stand in the way of every other run.
+        text = f"A run expires 1 to {_LONGEST} whole seconds after it is first taken, not {seconds!r}."
+        raise InvalidInputError(text)
     for name in ("temperature", "top_p", "tools", "tool_choice", "tool_resources", "response_format"):
         _check_finite(f"The run's {name}", getattr(run, name))
 
@@ -186,9 +193,25 @@ def check_on_busy(on_busy: str, ways: Any = OnBusy) -> None:
 
 def check_key(key: IdempotencyKey | None) -> None:
     """Raise unless ``key`` may be used."""
-    if key is not None and not 1 <= len(key.value) <= MOST_KEY_CHARACTERS:
+    if key is None:
+        return
+    if not isinstance(key, IdempotencyKey):
+        raise InvalidInputError(f"A key is an IdempotencyKey, not {type(key).__name__}.")
+    for name, value in (("value", key.value), ("fingerprint", key.fingerprint)):
+        if not isinstance(value, str) or not _is_text(value):
+            raise InvalidInputError(f"The {name} of an idempotency key is text, which {value!r} is not.")
+    if not 1 <= len(key.value) <= MOST_KEY_CHARACTERS:
         text = f"An idempotency key has 1 to {MOST_KEY_CHARACTERS} characters, not {len(key.value)}."
         raise InvalidInputError(text)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be kept: a lone surrogate cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_same_request(key: IdempotencyKey, fingerprint: str) -> None:

@@ -147,6 +147,7 @@ class MemoryStore(ThreadStore):
     async def create_assistant(self, assistant: Assistant, *, key: IdempotencyKey | None = None) -> Assistant:
         """Keep a new assistant."""
         check_assistant(assistant)
+        check_key(key)
         self._check(assistant.id)
         if (created := self._created_before(Assistant, "", key)) is not None:
             return created
@@ -198,6 +199,7 @@ class MemoryStore(ThreadStore):
         """Keep a new thread, with its first messages."""
         check_thread(thread)
         given = check_messages(thread.id, messages)
+        check_key(key)
         self._check(thread.id)
         if (created := self._created_before(Thread, "", key)) is not None:
             return created
@@ -277,6 +279,7 @@ class MemoryStore(ThreadStore):
         """Add a whole message to the end of a thread."""
         check_message(thread_id, message)
         check_on_busy(on_busy, MessageOnBusy)
+        check_key(key)
         state = self._thread(thread_id)
         if (created := self._created_before(Message, thread_id, key)) is not None:
             return created
@@ -357,6 +360,7 @@ class MemoryStore(ThreadStore):
         check_run(thread_id, run)
         check_on_busy(on_busy)
         given = check_messages(thread_id, messages)
+        check_key(key)
         state = self._thread(thread_id)
         if (created := self._created_before(Run, thread_id, key)) is not None:
             return created
@@ -597,7 +601,6 @@ class MemoryStore(ThreadStore):
 
     def _created_before(self, kind: type[T], thread_id: str, key: IdempotencyKey | None) -> T | None:
         """Return what was created under ``key`` before, as it was then."""
-        check_key(key)
         created = None if key is None else self._created.get((kind, thread_id, key.value))
         if key is None or created is None:
             return None
