@@ -191,7 +191,8 @@ class TestLimits(WorkerTests):
                 await tell()
             return "done"
 
-        for limits in ({"max_prompt_tokens": 100}, {"max_completion_tokens": 100}, {}):
+        cases: list[dict[str, Any]] = [{"max_prompt_tokens": 100}, {"max_completion_tokens": 100}, {}]
+        for limits in cases:
             told.clear()
             run = await stage.ask(**limits)
             async with stage.worker(answer):
