@@ -402,7 +402,7 @@ def test_writing_under_a_lease(state, asked, answer):
         (None, None, (Usage(1, 2, 3), Usage(4, 5, 9))),
         (None, Usage(5, 5, 10), (Usage(1, 2, 3), Usage(5, 5, 10))),
         (Usage(2, 2, 4), None, (Usage(2, 2, 4), Usage(4, 5, 9))),
-        (Usage(2, 2, 4), Usage(), (Usage(2, 2, 4), Usage())),
+        (Usage(2, 2, 4), Usage(), (Usage(2, 2, 4), None)),
     ],
 )
 def test_tokens_are_written_where_they_are_given_and_kept_where_not(status, usage, spent, becomes):

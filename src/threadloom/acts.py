@@ -119,8 +119,9 @@ class RunWrite:
 
     ``items`` are taken in their order: a step, new or changed; a message ``in_progress``, which is only announced; a
     whole one, which is appended to the thread; deltas; checkpoints. Then come the run's own fields, of which none
-    leaves ``usage`` and ``spent`` as they are. A ``status`` other than ``in_progress`` gives the lease back; ``queued``
-    puts the run back to be taken again, at ``retry_at`` at the earliest, and counts an attempt if ``attempt_failed``.
+    leaves ``usage`` and ``spent`` as they are; ``spent`` without a token clears it. A ``status`` other than
+    ``in_progress`` gives the lease back; ``queued`` puts the run back to be taken again, at ``retry_at`` at the
+    earliest, and counts an attempt if ``attempt_failed``.
     """
 
     items: tuple[RunItem, ...] = ()

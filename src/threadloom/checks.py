@@ -125,6 +125,9 @@ def check_messages(thread_id: str, messages: Iterable[Message]) -> tuple[Message
     """Return ``messages``, or raise unless they may be appended together with something else, and are nobody's."""
     given = tuple(messages)
     for message in given:
+        if not isinstance(message, Message):
+            text = f"Messages come as a sequence of Message, which {message!r} is not."
+            raise InvalidInputError(text)
         check_message(thread_id, message)
         if message.run_id is not None:
             text = f"Message {message.id!r} names run {message.run_id!r}: such a one is appended by append_message."

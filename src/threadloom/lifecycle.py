@@ -212,7 +212,7 @@ def write(record: RunRecord, log: RunLog, lease: Lease, work: RunWrite, *, now_n
     if work.usage is not None:
         run = attrs.evolve(run, usage=work.usage)
     if work.spent is not None:
-        run = attrs.evolve(run, spent=work.spent)
+        run = attrs.evolve(run, spent=work.spent if work.spent.total_tokens else None)
     if work.status is None or work.status is run.status:
         return act.change(run, lease)
     if work.status is RunStatus.QUEUED:

@@ -369,9 +369,10 @@ class MemoryStore(ThreadStore):
         active = [] if run.status.is_terminal else [old for old in self._runs(state) if not old.status.is_terminal]
         if on_busy == "reject" and active:
             raise ActiveRunError(thread_id, active[0].id)
-        # What cannot be kept as JSON is found out before anything is changed.
-        _encoded(run)
-        _entries(0, given)
+        # What cannot be kept as JSON, or not be read again, is found out before anything is changed.
+        _decoded(_encoded(run), Run)
+        for message in given:
+            _decoded(_encoded(message), Message)
         if on_busy in {"interrupt", "rollback"}:
             self._stop(state, active, rolls_back=on_busy == "rollback")
         state.messages += _entries(len(state.messages), given)

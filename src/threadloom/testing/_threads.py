@@ -235,8 +235,10 @@ class ThreadConformance(Stage):
         self, store: ThreadStore, changes: Any
     ) -> None:
         good = Message.user("thread_bad", "hello")
-        with pytest.raises(InvalidInputError):
-            await store.create_thread(Thread.new(id="thread_bad"), messages=[good, attrs.evolve(good, **changes)])
+        bad: list[Any] = [attrs.evolve(good, **changes), {"role": "user", "content": "hello"}, "hello"]
+        for messages in ([good, each] for each in bad):
+            with pytest.raises(InvalidInputError):
+                await store.create_thread(Thread.new(id="thread_bad"), messages=messages)
         async for view in self.views(store):
             assert list(await view.list_thread_ids()) == []
         thread = await store.create_thread(Thread.new(id="thread_bad"), messages=[good])
