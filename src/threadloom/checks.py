@@ -90,7 +90,7 @@ def check_assistant(assistant: Assistant) -> None:
     check_id(assistant.id)
     check_metadata(assistant.metadata)
     for name in ("temperature", "top_p", "tools", "tool_resources", "response_format"):
-        _check_finite(f"The assistant's {name}", getattr(assistant, name))
+        _check_json(f"The assistant's {name}", getattr(assistant, name))
 
 
 def check_changed_assistant(assistant_id: str, changed: Assistant) -> None:
@@ -105,7 +105,7 @@ def check_thread(thread: Thread) -> None:
     """Raise unless ``thread`` may be kept."""
     check_id(thread.id)
     check_metadata(thread.metadata)
-    _check_finite("The thread's tool_resources", thread.tool_resources)
+    _check_json("The thread's tool_resources", thread.tool_resources)
 
 
 def check_message(thread_id: str, message: Message) -> None:
@@ -118,7 +118,7 @@ def check_message(thread_id: str, message: Message) -> None:
         text = f"Message {message.id!r} is in_progress; only whole ones, completed or incomplete, are appended."
         raise InvalidInputError(text)
     check_metadata(message.metadata)
-    _check_finite("The message's attachments", message.attachments)
+    _check_json("The message's attachments", message.attachments)
 
 
 def check_messages(thread_id: str, messages: Iterable[Message]) -> tuple[Message, ...]:
@@ -146,7 +146,7 @@ def check_run(thread_id: str, run: Run) -> None:
         text = f"A run expires 1 to {_LONGEST} whole seconds after it is first taken, not {seconds!r}."
         raise InvalidInputError(text)
     for name in ("temperature", "top_p", "tools", "tool_choice", "tool_resources", "response_format"):
-        _check_finite(f"The run's {name}", getattr(run, name))
+        _check_json(f"The run's {name}", getattr(run, name))
 
 
 def check_step(thread_id: str, run_id: str, step: RunStep) -> None:
@@ -232,7 +232,7 @@ def changed_thread(
         changed = attrs.evolve(changed, metadata=new_metadata(old.metadata, metadata))
     if tool_resources is not KEEP:
         changed = attrs.evolve(changed, tool_resources=tool_resources)
-        _check_finite("The thread's tool_resources", tool_resources)
+        _check_json("The thread's tool_resources", tool_resources)
     return changed
 
 
@@ -247,15 +247,21 @@ def _check_same(what: str, field: str, has: str, asked: str) -> None:
         raise InvalidInputError(text)
 
 
-def _check_finite(what: str, value: object) -> None:
-    """Raise for a number that JSON has no word for: it would be kept as null, and nobody told."""
+def _check_json(what: str, value: object) -> None:
+    """Raise for what JSON has no word for, or no store can read again: it would be kept as another, and nobody told."""
     match value:
         case float() if not math.isfinite(value):
             text = f"{what} has {value!r} in it, which JSON cannot say."
             raise InvalidInputError(text)
+        case int() if not -(2**63) <= value < 2**64:
+            text = f"{what} has {value!r} in it, which does not fit into 64 bits."
+            raise InvalidInputError(text)
         case Mapping():
-            for item in value.values():
-                _check_finite(what, item)
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    text = f"{what} has {key!r} in it as the key of an object, and keys are strings."
+                    raise InvalidInputError(text)
+                _check_json(what, item)
         case list() | tuple():
             for item in value:
-                _check_finite(what, item)
+                _check_json(what, item)
