@@ -21,17 +21,33 @@ class Server:
 
     def __init__(self, runner: web.AppRunner) -> None:
         self._runner = runner
+        self._readers: list[Reader] = []
         self.port = runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def bytes_lying(self) -> int:
+        """How much of what the server has written lies in its own memory."""
+        assert self._runner.server is not None
+        connections = self._runner.server.connections
+        return sum(open_.transport.get_write_buffer_size() for open_ in connections if open_.transport is not None)
 
     async def stop(self) -> None:
         await self._runner.cleanup()
 
+    def leave_all(self) -> None:
+        for reader in self._readers:
+            reader.leave()
+
     async def get(self, path: str, *, is_read: bool = True) -> Reader:
-        """Ask for ``path`` by HTTP/1.0, so that what follows the headers is the frames and nothing else."""
+        """Ask for ``path`` by HTTP/1.0, so that what follows the headers is the frames and nothing else.
+
+        One that is not read is left with what its buffers take in.
+        """
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1024)
         writer.write(f"GET /v1{path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         stream = Reader(reader, writer)
+        self._readers.append(stream)
         if is_read:
             stream.head = (await stream.until(b"\r\n\r\n")).decode()
         return stream
@@ -45,10 +61,12 @@ async def served(store: ThreadStore, *, handler_cancellation: bool = False, **op
     runner = web.AppRunner(app, handler_cancellation=handler_cancellation, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server = Server(runner)
     try:
-        yield Server(runner)
+        yield server
     finally:
-        await runner.cleanup()
+        await server.stop()
+        server.leave_all()
 
 
 class Reader:

@@ -35,7 +35,8 @@ from threadloom.web._wire import to_wire
 __all__ = ["DONE", "KEEP_ALIVE", "FrameWriter", "error_frame", "thread_frame"]
 
 DONE = b"event: done\ndata: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"
+# Without an empty line, which ends an event: OpenAI's client for Python makes one of nothing once it has seen an id.
+KEEP_ALIVE = b": keep-alive\n"
 
 _Telling = tuple[str, Any]
 
