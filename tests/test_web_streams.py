@@ -19,6 +19,8 @@ from threadloom.web import Limits
 from threadloom.web._errors import WireError
 from threadloom.web._streams import Streams
 
+on_both_loops = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
+
 KEEP_ALIVE = 15 * SECOND
 STALL = 60 * SECOND
 LARGE = "x" * 1_000_000
@@ -82,6 +84,7 @@ class Talk:
             self.pieces.put_nowait(piece)
 
 
+@on_both_loops
 class TestReading:
     async def test_a_frame_comes_as_soon_as_there_is_its_event(self, stage, server):
         run, talk = await stage.ask(), Talk()
@@ -164,6 +167,7 @@ class TestReading:
         assert f"No thread found with id '{run.thread_id}'." in rest.decode()
 
 
+@on_both_loops
 class TestSilence:
     async def test_a_comment_comes_when_nothing_else_has_for_the_time(self, stage, server):
         run, talk = await stage.ask(), Talk()
@@ -206,6 +210,7 @@ async def wait_for_comment(clock: ManualClock, reader: Reader) -> None:
     assert 14 * SECOND <= gone <= 16 * SECOND
 
 
+@on_both_loops
 class TestLeaving:
     @pytest.mark.parametrize("at_once", [False, True], ids=["with_the_next_comment", "at_once"])
     async def test_a_reader_that_leaves_ends_its_stream_and_nothing_else(self, stage, at_once):
@@ -293,6 +298,7 @@ async def wait_on_twice(clock: ManualClock) -> None:
         await turns()
 
 
+@on_both_loops
 class TestStopping:
     async def test_a_server_that_stops_tells_its_readers_and_leaves_the_run(self, stage):
         run, talk = await stage.ask(), Talk()
