@@ -1,0 +1,220 @@
+"""How the body of a request is read: strictly, with an error that names the place, and lenient about more.
+
+A null counts as absent, and keys that are not known are passed over, as clients of newer SDKs expect. A shape is an
+attrs class whose fields say what is expected; ``Annotated`` types say the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
+
+import attrs
+import cattrs
+import orjson
+from attrs import frozen
+from cattrs.cols import list_structure_factory
+from cattrs.errors import AttributeValidationNote, BaseValidationError, IterableValidationNote
+from cattrs.gen import make_dict_structure_fn
+
+from threadloom.web._errors import WireError
+
+__all__ = ["AsSent", "Check", "Json", "TextOr", "Typed", "read"]
+
+T = TypeVar("T")
+
+Json = dict[str, Any]
+Check = Callable[[Any], str | None]
+"""Returns what is wrong with a value that has the right type, as the end of a sentence, or none."""
+
+
+@frozen(eq=False)
+class AsSent:
+    """Marks what is checked against ``shape``, and kept as it was sent."""
+
+    shape: Any
+
+
+@frozen(eq=False)
+class TextOr:
+    """Marks what is a string, or checked against ``shape`` and kept as it was sent."""
+
+    shape: Any
+
+
+@frozen(eq=False)
+class Typed:
+    """Marks an object whose ``type`` says which shape it has; some things may also be said by a word alone."""
+
+    shapes: dict[str, type]
+    words: tuple[str, ...] = ()
+
+
+class _WrongError(ValueError):
+    """What is wrong, as the end of a sentence that has named the place."""
+
+
+def read(data: bytes, shape: type[T]) -> tuple[T, Json]:
+    """Return what a request's body says, as ``shape`` and as it was sent; an empty one is an empty object."""
+    try:
+        body = orjson.loads(data) if data.strip() else {}
+    except orjson.JSONDecodeError as error:
+        raise WireError(400, f"The body of the request is no valid JSON: {error}.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise WireError(400, f"The body of the request must be a JSON object, not {_named(body)}.")
+    try:
+        return _converter.structure(body, shape), body
+    except BaseValidationError as error:
+        param, said = _first_wrong(error)
+        raise WireError(400, f"Invalid '{param}': {said}.", param=param) from None
+
+
+def _first_wrong(error: BaseException) -> tuple[str, str]:
+    """Return the place of the first thing that is wrong, and what is."""
+    place = ""
+    while isinstance(error, BaseValidationError):
+        error = error.exceptions[0]
+        for note in getattr(error, "__notes__", ()):
+            match note:
+                case AttributeValidationNote(name=name):
+                    place += f".{name}"
+                case IterableValidationNote(index=index):
+                    place += f"[{index}]"
+    return place.removeprefix("."), "it is required" if isinstance(error, KeyError) else str(error)
+
+
+def _named(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+    return "an object"
+
+
+def _expected(expected: str, value: Any) -> _WrongError:
+    return _WrongError(f"expected {expected}, not {_named(value)}")
+
+
+Hook = Callable[[Any, Any], Any]
+
+
+def _of_type(expected: str, *accepted: type) -> Hook:
+    def structure(value: Any, _: Any) -> Any:
+        # bool is an int to Python, and is none to JSON.
+        if isinstance(value, accepted) and (bool in accepted or not isinstance(value, bool)):
+            return value
+        raise _expected(expected, value)
+
+    return structure
+
+
+def _of_list(kind: Any, converter: cattrs.Converter) -> Hook:
+    structure = list_structure_factory(kind, converter)
+
+    def of_list(value: Any, kind: Any) -> Any:
+        if isinstance(value, list):
+            return structure(value, kind)
+        raise _expected("an array", value)
+
+    return of_list
+
+
+def _of_class(kind: Any, converter: cattrs.Converter) -> Hook:
+    make: Any = make_dict_structure_fn
+    structure = make(kind, converter)
+
+    def of_class(value: Any, kind: Any) -> Any:
+        if isinstance(value, dict):
+            return structure({key: item for key, item in value.items() if item is not None}, kind)
+        raise _expected("an object", value)
+
+    return of_class
+
+
+def _of_literal(kind: Any, _: cattrs.Converter) -> Hook:
+    words = get_args(kind)
+
+    def of_literal(value: Any, _: Any) -> Any:
+        if isinstance(value, str) and value in words:
+            return value
+        raise _WrongError(f"expected one of {', '.join(map(repr, words))}, not {value!r}")
+
+    return of_literal
+
+
+def _of_annotated(kind: Any, converter: cattrs.Converter) -> Hook:
+    inner, mark = get_args(kind)
+    match mark:
+        case AsSent(shape):
+            return _as_sent(shape, converter)
+        case TextOr(shape):
+            as_sent = _as_sent(shape, converter)
+            return lambda value, _: value if isinstance(value, str) else as_sent(value, shape)
+        case Typed():
+            return _of_typed(mark, converter)
+    structure = converter.get_structure_hook(inner)
+
+    def checked(value: Any, _: Any) -> Any:
+        structured = structure(value, inner)
+        wrong = mark(structured)
+        if wrong is not None:
+            raise _WrongError(wrong)
+        return structured
+
+    return checked
+
+
+def _as_sent(shape: Any, converter: cattrs.Converter) -> Hook:
+    check = converter.get_structure_hook(shape)
+
+    def as_sent(value: Any, _: Any) -> Any:
+        check(value, shape)
+        return value
+
+    return as_sent
+
+
+def _of_typed(typed: Typed, converter: cattrs.Converter) -> Hook:
+    def of_typed(value: Any, _: Any) -> Any:
+        if isinstance(value, str) and typed.words:
+            if value in typed.words:
+                return value
+            raise _WrongError(f"expected one of {', '.join(map(repr, typed.words))}, or an object, not {value!r}")
+        if not isinstance(value, dict):
+            raise _expected("an object", value)
+        shape = typed.shapes.get(value.get("type", ""))
+        if shape is None:
+            raise _WrongError(f"expected a 'type' of {', '.join(map(repr, typed.shapes))}, not {value.get('type')!r}")
+        return converter.structure(value, shape)
+
+    return of_typed
+
+
+def _comes_from(origin: Any) -> Callable[[Any], bool]:
+    return lambda kind: get_origin(kind) is origin
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=True)
+    converter.register_structure_hook(str, _of_type("a string", str))
+    converter.register_structure_hook(int, _of_type("an integer", int))
+    converter.register_structure_hook(float, _of_type("a number", int, float))
+    converter.register_structure_hook(bool, _of_type("a boolean", bool))
+    converter.register_structure_hook_func(lambda kind: kind == Json, _of_type("an object", dict))
+    # Typed loosely: the decorators of cattrs tell factories apart by a name that mypy cannot follow.
+    register: Any = converter.register_structure_hook_factory
+    register(attrs.has, _of_class)
+    register(_comes_from(list), _of_list)
+    register(_comes_from(Literal), _of_literal)
+    register(_comes_from(Annotated), _of_annotated)
+    return converter
+
+
+_converter: Final = _make_converter()
