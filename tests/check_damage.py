@@ -14,6 +14,7 @@ from tests.check_fixtures import (
     THREAD,
     append,
     change,
+    key_path,
     lines_of,
     spoil,
     without_last_line,
@@ -250,6 +251,32 @@ def a_missing_format(root):
     return [("strange_format", f"{OWN}/format")]
 
 
+def a_damaged_assistant(root):
+    (root / OWN / "assistants" / "asst_a.json").write_bytes(b'{"id": "asst_a"}')
+    return [("damaged_record", f"{OWN}/assistants/asst_a.json")]
+
+
+def an_assistant_under_another_name(root):
+    assistants = root / OWN / "assistants"
+    (assistants / "asst_a.json").rename(assistants / "asst_c.json")
+    return [("misplaced", f"{OWN}/assistants/asst_c.json")]
+
+
+def damaged_keys(root):
+    paths = [key_path(root, key) for key in ("asst_a", f"key of {OTHER}")]
+    paths.insert(0, next((root / THREAD / "keys").iterdir()))
+    change(paths[0], created={"object": "song"})
+    for path in paths[1:]:
+        path.write_bytes(b"\0" * 40)
+    return [("damaged_record", str(path.relative_to(root))) for path in paths]
+
+
+def keys_under_the_names_of_others(root):
+    one, other = key_path(root, "asst_a"), key_path(root, "asst_b")
+    one.rename(other)
+    return [("misplaced", str(other.relative_to(root)))]
+
+
 # What is done, and the files that a fix may change or make in the rest of the tree.
 DAMAGE = {
     a_torn_message: {MESSAGES},
@@ -299,6 +326,10 @@ DAMAGE = {
     what_was_being_deleted: {f"{OWN}/trash/"},
     a_directory_that_is_no_thread: {"photographs/"},
     a_missing_format: {f"{OWN}/format"},
+    a_damaged_assistant: {f"{OWN}/assistants/asst_a.json"},
+    an_assistant_under_another_name: {f"{OWN}/assistants/asst_c.json"},
+    damaged_keys: {f"{THREAD}/keys/", f"{OWN}/keys/"},
+    keys_under_the_names_of_others: {f"{OWN}/keys/assistants/"},
 }
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import attrs
 
 from threadloom import (
+    Assistant,
     FileStore,
     FunctionCall,
+    IdempotencyKey,
     Message,
     RequiredAction,
     Run,
@@ -38,7 +40,8 @@ def at(item, id_, moment=NOW):
 
 async def fill(store, thread_id):
     """Make a thread with messages, some of them edited, and runs: one that is done, and others in its middle."""
-    await store.create_thread(at(Thread.new(metadata={"customer": "0815"}), thread_id))
+    thread = at(Thread.new(metadata={"customer": "0815"}), thread_id)
+    await store.create_thread(thread, key=IdempotencyKey(f"key of {thread_id}", "a thread"))
     for number in range(4):
         message = attrs.evolve(Message.user(thread_id, f"word {number} ✓"), completed_at=NOW)
         await store.append_message(thread_id, at(message, f"msg_{number}", NOW + number))
@@ -54,7 +57,8 @@ async def fill(store, thread_id):
     work = RunWrite(items=(step,), status=RunStatus.REQUIRES_ACTION, required_action=RequiredAction((call,)))
     await store.write_run(run.lease, work)
     await store.force_update_run_status(thread_id, "run_hand", RunStatus.IN_PROGRESS)
-    await store.append_message(thread_id, at(Message.user(thread_id, "the last word"), "msg_last", NOW + 9))
+    last = at(Message.user(thread_id, "the last word"), "msg_last", NOW + 9)
+    await store.append_message(thread_id, last, key=IdempotencyKey("the last", "a message"))
 
 
 async def make_run(store, thread_id, run_id):
@@ -96,6 +100,12 @@ def aside(store: FileStore) -> dict[str, bytes]:
     }
 
 
+def key_path(root: Path, key: str) -> Path:
+    """Return the file of a key."""
+    [path] = [path for path in root.rglob("keys/**/*.json") if json.loads(path.read_bytes())["key"] == key]
+    return path
+
+
 def change(path: Path, **changes: object) -> None:
     """Change keys of a record as another program would."""
     record = json.loads(path.read_bytes()) | changes
@@ -135,5 +145,8 @@ async def full_store(root: Path, **options):
     async with FileStore(root, durability="process", clock=clock) as store:
         await fill(store, THREAD)
         await fill(store, OTHER)
+        for name in ("asst_a", "asst_b"):
+            assistant = at(Assistant.new(model="any"), name)
+            await store.create_assistant(assistant, key=IdempotencyKey(name, "an assistant"))
     async with FileStore(root, durability="process", clock=clock, **options) as store:
         yield store

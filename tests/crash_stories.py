@@ -1,9 +1,11 @@
 """What happens on a recorded disk: writes of every kind, by one store and by two, and what was promised when."""
 
 import asyncio
+import json
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +14,12 @@ from attrs import define, field, frozen
 
 from tests.recorded_disk import RecordedDisk
 from threadloom import (
+    Assistant,
     Checkpoint,
     Claim,
     FileStore,
     FunctionCall,
+    IdempotencyKey,
     Message,
     MessageDelta,
     RequiredAction,
@@ -28,7 +32,6 @@ from threadloom import (
     StepDelta,
     Thread,
     ThreadNotFoundError,
-    ThreadStore,
     ToolCall,
     ToolOutput,
 )
@@ -36,25 +39,52 @@ from threadloom.events import EventType
 from threadloom.testing._stage import PATIENCE, ThreadPicture, announced, thread_picture
 
 DELTAS = {EventType.MESSAGE_DELTA, EventType.STEP_DELTA}
+ASSISTANTS = "assistants, which are no thread"
 Durability = Literal["power", "process"]
 
 
-async def shown(store: ThreadStore, thread_id: str) -> ThreadPicture | None:
-    """Return all that a store shows of a thread, or none where there is no such thread."""
-    try:
-        return await thread_picture(store, thread_id)
-    except ThreadNotFoundError:
-        return None
+@frozen
+class Seen:
+    """All that is there of a thread, or of the assistants, with the keys under which it was created."""
+
+    thread: ThreadPicture | None = None
+    assistants: tuple[Assistant, ...] = ()
+    keys: tuple[tuple[str, str, str], ...] = ()
 
 
-def without_deltas(picture: ThreadPicture | None) -> ThreadPicture | None:
+async def shown(store: FileStore, place: str) -> Seen | None:
+    """Return all that is there of a thread, or none where there is nothing; of the assistants, for ``ASSISTANTS``."""
+    thread = None
+    assistants: tuple[Assistant, ...] = ()
+    if place == ASSISTANTS:
+        page = await store.list_assistants()
+        assert not page.damaged
+        assistants = page.items
+    else:
+        with suppress(ThreadNotFoundError):
+            thread = await thread_picture(store, place)
+    # Past the store, which by now has made whole what a crash has left.
+    seen = Seen(thread, assistants, tuple(sorted(keys_of(store.root, place))))
+    return None if seen == Seen() else seen
+
+
+def keys_of(root: Path, place: str) -> Iterator[tuple[str, str, str]]:
+    """Yield what the files of keys say: key, fingerprint and the id of what was created."""
+    own = root / ".threadloom" / "keys"
+    found = own.glob("assistants/*") if place == ASSISTANTS else own.glob("threads/*/*")
+    for path in (*found, *(root / place).glob("keys/*")):
+        record = json.loads(path.read_bytes())
+        created = record["created"]
+        if created["object"] != "thread" or created["id"] == place:
+            yield record["key"], record["fingerprint"], created["id"]
+
+
+def without_deltas(seen: Seen | None) -> Seen | None:
     """Return what of a thread must outlive a power cut: the pieces of a message that is not yet whole need not."""
-    if picture is None:
-        return None
-    return attrs.evolve(
-        picture,
-        events=tuple(tuple(event for event in events if event.type not in DELTAS) for events in picture.events),
-    )
+    if seen is None or seen.thread is None:
+        return seen
+    events = tuple(tuple(event for event in events if event.type not in DELTAS) for events in seen.thread.events)
+    return attrs.evolve(seen, thread=attrs.evolve(seen.thread, events=events))
 
 
 def difference(seen: Any, expected: Any, where: str = "") -> str:
@@ -105,7 +135,7 @@ class Version:
 
     begun: int
     acknowledged: int
-    picture: ThreadPicture | None
+    picture: Seen | None
 
 
 @define
@@ -136,7 +166,7 @@ class Story:
     def _note(self, thread_id: str, version: Version) -> None:
         self.versions.setdefault(thread_id, [Version(0, 0, None)]).append(version)
 
-    def allowed(self, thread_id: str, recorded: int) -> list[ThreadPicture | None]:
+    def allowed(self, thread_id: str, recorded: int) -> list[Seen | None]:
         """Return what may be seen of a thread when the end came after so much was recorded."""
         versions = self.versions.get(thread_id, [Version(0, 0, None)])
         last = max(index for index, version in enumerate(versions) if version.acknowledged <= recorded)
@@ -151,6 +181,14 @@ class Story:
 
 def a_thread(name: str) -> Thread:
     return Thread.new(id=name, metadata={"drink": "café ☕"})
+
+
+def an_assistant(name: str) -> Assistant:
+    return Assistant.new(id=name, model="any", instructions="Sei nett ☕")
+
+
+def a_key(value: str) -> IdempotencyKey:
+    return IdempotencyKey(value, "asked for")
 
 
 def a_run(thread_id: str, **changes: Any) -> Run:
@@ -170,6 +208,9 @@ async def one_store(story: Story, store: Callable[[], FileStore]) -> None:
     async with store() as second:
         await _a_run_that_calls_tools(story, second)
         await _runs_that_are_stopped(story, second)
+        await _assistants(story, second)
+        await _created_under_keys(story, second)
+        await _runs_that_make_way(story, second)
         await _many_at_once(story, second)
         await _a_thread_that_is_made_again(story, second)
 
@@ -241,6 +282,49 @@ async def _runs_that_are_stopped(story: Story, store: FileStore) -> None:
     await story.tell(store, "t2", store.request_cancel("t2", by_hand.id))
 
 
+async def _assistants(story: Story, store: FileStore) -> None:
+    await story.tell(store, ASSISTANTS, store.create_assistant(an_assistant("one")))
+    await story.tell(store, ASSISTANTS, store.create_assistant(an_assistant("two"), key=a_key("Schlüssel 🔑")))
+    for name in ("Ä", "Ö", "Ä"):
+        change = partial(attrs.evolve, name=name)
+        await story.tell(store, ASSISTANTS, store.update_assistant("one", change))
+    await story.tell(store, ASSISTANTS, store.delete_assistant("one"))
+    await story.tell(store, ASSISTANTS, store.create_assistant(an_assistant("one")))
+
+
+async def _created_under_keys(story: Story, store: FileStore) -> None:
+    first = [Message.user("t4", text) for text in ("gleich ☕", "dabei")]
+    await story.tell(store, "t4", store.create_thread(a_thread("t4"), messages=first, key=a_key("Schlüssel 🔑")))
+    message = Message.user("t4", "unter einem Schlüssel")
+    await story.tell(store, "t4", store.append_message("t4", message, key=a_key("Schlüssel 🔑")))
+    run = a_run("t4", id="run_first", status=RunStatus.IN_PROGRESS)
+    await story.tell(store, "t4", store.create_run("t4", run, messages=first, key=a_key("Schlüssel 🔑")))
+    reply = Message.assistant("t4", "auch so", run_id=run.id)
+    await story.tell(store, "t4", store.append_message("t4", reply, key=a_key("zweiter")))
+    await story.tell(store, "t4", store.update_run_status("t4", run.id, RunStatus.COMPLETED))
+
+
+async def _runs_that_make_way(story: Story, store: FileStore) -> None:
+    for on_busy in ("interrupt", "rollback"):
+        await story.tell(store, "t4", store.create_run("t4", a_run("t4")))
+        claim = await story.tell(store, "t4", taken(store))
+        reply = Message.assistant("t4", f"vor dem {on_busy}", run_id=claim.run.id)
+        begun = announced(Message.assistant("t4", "", run_id=claim.run.id))
+        step = RunStep.message_creation(thread_id="t4", run_id=claim.run.id, message_id=begun.id)
+        items = (reply, step, begun, MessageDelta(begun.id, "angefa"))
+        await story.tell(store, "t4", store.write_run(claim.lease, RunWrite(items=items)))
+        by_hand = await story.tell(store, "t4", store.create_run("t4", a_run("t4", status=RunStatus.IN_PROGRESS)))
+        await story.tell(
+            store, "t4", store.append_step("t4", by_hand.id, RunStep.tool_calls(thread_id="t4", run_id=by_hand.id))
+        )
+        await story.tell(store, "t4", store.create_run("t4", a_run("t4", status=RunStatus.REQUIRES_ACTION)))
+        more = [Message.user("t4", "lieber dies")]
+        wanted = store.create_run("t4", a_run("t4"), on_busy=on_busy, messages=more, key=a_key(on_busy))
+        wanted_run = await story.tell(store, "t4", wanted)
+        await story.tell(store, "t4", store.write_run(claim.lease, RunWrite(status=RunStatus.CANCELLED)))
+        await story.tell(store, "t4", store.force_update_run_status("t4", wanted_run.id, RunStatus.CANCELLED))
+
+
 async def _many_at_once(story: Story, store: FileStore) -> None:
     run = a_run("t2")
     await story.tell_together(
@@ -279,6 +363,8 @@ async def two_stores(story: Story, store: Callable[[], FileStore]) -> None:
             await _overtaken_on_a_run(story, a, b)
             await _overtaken_on_records(story, a, b)
             await _overtaken_by_deletion(story, a, b)
+            await _overtaken_by_another_run(story, a, b)
+            await _overtaken_on_assistants(story, a, b)
         # What B did stands, and its journal is gone; A's is still there, with all that B overtook.
         await story.tell(a, "t1", a.append_message("t1", Message.user("t1", "A allein")))
         async with store() as b:
@@ -329,6 +415,32 @@ async def _overtaken_by_deletion(story: Story, a: FileStore, b: FileStore) -> No
     await story.tell(b, "t3", b.create_thread(a_thread("t3")))
     await story.tell(a, "t3", a.append_message("t3", Message.user("t3", "bleibt fort")))
     await story.tell(b, "t3", b.delete_thread("t3"))
+
+
+async def _overtaken_by_another_run(story: Story, a: FileStore, b: FileStore) -> None:
+    await story.tell(b, "t4", b.create_thread(a_thread("t4"), key=a_key("one")))
+    await story.tell(a, "t4", a.create_run("t4", a_run("t4", id="run_one")))
+    claim = await story.tell(a, "t4", taken(a))
+    await story.tell(b, "t4", b.create_run("t4", a_run("t4", id="run_two"), on_busy="interrupt", key=a_key("two")))
+    reply = Message.assistant("t4", "doch noch", run_id="run_one")
+    await story.tell(a, "t4", a.write_run(claim.lease, RunWrite(items=(reply,))))
+    more = [Message.user("t4", "nein")]
+    third = a_run("t4", id="run_three")
+    await story.tell(a, "t4", a.create_run("t4", third, on_busy="rollback", messages=more, key=a_key("three")))
+    await story.tell(a, "t4", a.write_run(claim.lease, RunWrite(status=RunStatus.CANCELLED)))
+    await story.tell(b, "t4", b.create_run("t4", a_run("t4", id="run_four"), on_busy="interrupt"))
+    await story.tell(a, "t4", a.delete_thread("t4", force=True))
+    await story.tell(b, "t4", b.create_thread(a_thread("t4"), key=a_key("again")))
+    await story.tell(a, "t4", a.create_run("t4", a_run("t4", id="run_one"), key=a_key("two")))
+    await story.tell(b, "t4", b.force_update_run_status("t4", "run_one", RunStatus.CANCELLED))
+
+
+async def _overtaken_on_assistants(story: Story, a: FileStore, b: FileStore) -> None:
+    await story.tell(a, ASSISTANTS, a.create_assistant(an_assistant("one"), key=a_key("one")))
+    for store, name in ((b, "Ä"), (a, "Ö"), (b, "Ä")):
+        await story.tell(store, ASSISTANTS, store.update_assistant("one", partial(attrs.evolve, name=name)))
+    await story.tell(a, ASSISTANTS, a.delete_assistant("one"))
+    await story.tell(b, ASSISTANTS, b.create_assistant(an_assistant("one"), key=a_key("two")))
 
 
 STORIES = {"one_store": one_store, "two_stores": two_stores}

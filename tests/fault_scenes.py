@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from tests.crash_stories import Durability, a_run, a_thread, taken
+from tests.crash_stories import ASSISTANTS, Durability, a_key, a_run, a_thread, an_assistant, taken
 from threadloom import (
+    Assistant,
     Checkpoint,
     FileStore,
     FunctionCall,
@@ -29,6 +30,7 @@ from threadloom import (
     ToolOutput,
     Usage,
 )
+from threadloom.store import OnBusy
 from threadloom.testing import ManualClock
 from threadloom.testing._stage import announced
 
@@ -48,6 +50,8 @@ class Scene:
     user: Message = field(factory=lambda: Message.user("t1", "neu ☕"))
     assistant: Message = field(factory=lambda: Message.assistant("t1", "von Hand", run_id="by_hand"))
     calls: RunStep = field(factory=lambda: RunStep.tool_calls(thread_id="t1", run_id="by_hand", calls=(CALL,)))
+    other: Assistant = field(factory=lambda: an_assistant("other"))
+    first: list[Message] = field(factory=lambda: [Message.user("t5", "zuerst ☕")])
     more: RunStep = field(factory=lambda: RunStep.tool_calls(thread_id="t1", run_id="at_work", calls=(CALL,)))
 
     @property
@@ -70,6 +74,8 @@ async def set_the_scene(root: Path, durability: Durability) -> Scene:
         await store.write_run(claim.lease, RunWrite(items=(step, announced(reply), MessageDelta(reply.id, "halb "))))
         await store.create_run("t1", a_run("t1", id="by_hand", status=RunStatus.IN_PROGRESS))
         made = await store.append_step("t1", "by_hand", RunStep.tool_calls(thread_id="t1", run_id="by_hand"))
+        await store.append_message("t1", Message.assistant("t1", "bis hierher", run_id="by_hand"))
+        await store.create_assistant(an_assistant("kept"), key=a_key("schon da"))
         await store.create_thread(a_thread("t6"))
         await store.create_thread(a_thread("t3"))
         await store.create_run("t3", a_run("t3", id="queued"))
@@ -127,6 +133,11 @@ async def _claim_and_put_back(store: ThreadStore, scene: Scene) -> Any:
     await store.write_run(claim.lease, RunWrite(status=RunStatus.QUEUED))
 
 
+def _make_way(store: ThreadStore, scene: Scene, on_busy: OnBusy) -> Awaitable[Any]:
+    run = a_run("t1", id="new", created_at=7)
+    return store.create_run("t1", run, on_busy=on_busy, messages=[scene.user], key=a_key("Schlüssel"))
+
+
 METHODS = {
     "create_thread": Method("t5", lambda store, scene: store.create_thread(scene.thread)),
     "update_thread": Method("t1", lambda store, scene: store.update_thread("t1", metadata={"drink": "Tee"})),
@@ -139,6 +150,25 @@ METHODS = {
     "delete_message": Method("t1", lambda store, scene: store.delete_message("t1", scene.message.id)),
     "create_run": Method("t1", lambda store, scene: store.create_run("t1", a_run("t1", id="new", created_at=7))),
     "create_first_run": Method("t6", lambda store, scene: store.create_run("t6", a_run("t6", id="new", created_at=7))),
+    "create_run_that_interrupts": Method("t1", lambda store, scene: _make_way(store, scene, "interrupt")),
+    "create_run_that_rolls_back": Method("t1", lambda store, scene: _make_way(store, scene, "rollback")),
+    "create_thread_with_key": Method(
+        "t5", lambda store, scene: store.create_thread(scene.thread, messages=scene.first, key=a_key("Schlüssel"))
+    ),
+    "append_message_with_key": Method(
+        "t1", lambda store, scene: store.append_message("t1", scene.user, key=a_key("Schlüssel"))
+    ),
+    "append_message_of_a_run_with_key": Method(
+        "t1", lambda store, scene: store.append_message("t1", scene.assistant, key=a_key("Schlüssel"))
+    ),
+    "create_assistant": Method(ASSISTANTS, lambda store, scene: store.create_assistant(scene.other)),
+    "create_assistant_with_key": Method(
+        ASSISTANTS, lambda store, scene: store.create_assistant(scene.other, key=a_key("Schlüssel"))
+    ),
+    "update_assistant": Method(
+        ASSISTANTS, lambda store, scene: store.update_assistant("kept", lambda old: attrs.evolve(old, name="ü"))
+    ),
+    "delete_assistant": Method(ASSISTANTS, lambda store, scene: store.delete_assistant("kept")),
     "update_run": Method("t1", lambda store, scene: store.update_run("t1", "at_work", metadata={"table": "7"})),
     "update_run_status": Method(
         "t1", lambda store, scene: store.update_run_status("t1", "by_hand", RunStatus.FAILED, RunError("a", "ü"))

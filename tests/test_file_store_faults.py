@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from attrs import evolve, frozen
 
-from tests.crash_stories import Durability, difference, directory_in_memory, shown, works
+from tests.crash_stories import Durability, Seen, difference, directory_in_memory, shown, works
 from tests.disk_calls import intercept
 from tests.fault_scenes import METHODS, Method, Scene, set_the_scene
 from tests.faulty_disk import Fault, FaultyDisk, faults_of
 from threadloom import ConflictError, FileStore, InvalidInputError, NotFoundError, Page, Run, StoreError, StoreIOError
 from threadloom.testing import ManualClock
-from threadloom.testing._stage import ThreadPicture, picture
+from threadloom.testing._stage import picture
 
 EVERY_FAULT = bool(os.environ.get("THREADLOOM_EVERY_FAULT"))
 SOME_FAULTS = 4  # of one method, that come once; and as many that stay
@@ -64,8 +64,8 @@ class Bench:
     method: Method
     disk: FaultyDisk
     changes: tuple[str, ...]
-    old: ThreadPicture | None
-    after: tuple[ThreadPicture | None, ...]
+    old: Seen | None
+    after: tuple[Seen | None, ...]
 
     @property
     def root(self) -> Path:
@@ -91,7 +91,7 @@ def some_of(failings: list[Failing]) -> list[Failing]:
 async def bench_for(base: Path, durability: Durability, method: Method, disk: FaultyDisk) -> Bench:
     scene = await set_the_scene(base / "prepared", durability)
     bench = Bench(base, durability, scene, method, disk, (), None, ())
-    after: list[ThreadPicture | None] = []
+    after: list[Seen | None] = []
     changes: tuple[str, ...] = ()
     for ending in (method.call, *method.also):
         shutil.copytree(base / "prepared", bench.root)
@@ -105,22 +105,20 @@ async def bench_for(base: Path, durability: Durability, method: Method, disk: Fa
     return Bench(base, durability, scene, method, disk, changes, old, tuple(after))
 
 
-def without_places(picture: ThreadPicture | None) -> ThreadPicture | None:
+def without_places(seen: Seen | None) -> Seen | None:
     """Return what is the same although a number was given in vain."""
 
     def without_place(item: Any) -> Any:
         return evolve(item, sequence=None) if isinstance(item, Run) else item
 
-    return picture and evolve(
-        picture,
-        runs=Page([without_place(run) for run in picture.runs]),
-        events=tuple(
-            tuple(evolve(event, data=without_place(event.data)) for event in events) for events in picture.events
-        ),
-    )
+    if seen is None or seen.thread is None:
+        return seen
+    thread = seen.thread
+    events = tuple(tuple(evolve(event, data=without_place(event.data)) for event in events) for events in thread.events)
+    return evolve(seen, thread=evolve(thread, runs=Page(map(without_place, thread.runs)), events=events))
 
 
-def differences(seen: ThreadPicture | None, states: Iterable[ThreadPicture | None]) -> str:
+def differences(seen: Seen | None, states: Iterable[Seen | None]) -> str:
     return "; or ".join(difference(seen, state) for state in states)
 
 

@@ -19,6 +19,7 @@ from attrs import frozen
 from tests.crash_stories import (
     STORIES,
     Durability,
+    Seen,
     Story,
     a_run,
     a_thread,
@@ -32,11 +33,11 @@ from tests.disk_calls import HOUSE, SYNCS, WRITES, intercept
 from tests.faulty_disk import FaultyDisk, faults_of
 from tests.recorded_disk import KINDS, RecordedDisk, Tree, after_kill, after_power_cut
 from threadloom import FileStore, Message, StoreError, StoreIOError
-from threadloom.testing._stage import ThreadPicture, picture
+from threadloom.testing._stage import picture
 
 EVERY_IMAGE = bool(os.environ.get("THREADLOOM_EVERY_IMAGE"))
 KILLED = "killed"
-Allowed = dict[str, list[ThreadPicture | None]]
+Allowed = dict[str, list[Seen | None]]
 SOME_IMAGES = 100
 MOST_FAILURES = 5  # that are told of at once
 
@@ -248,7 +249,8 @@ async def test_a_line_that_was_torn_in_the_journal_of_another_store_takes_nothin
 @pytest.mark.parametrize("kind", [KILLED, "nothing", "everything"])
 async def test_a_disk_that_fails_while_a_crash_is_mended_loses_nothing(kind, base, told, monkeypatch):
     story = await recorded(base, "one_store", "power")
-    version = next(version for version in story.versions["t1"][5:] if version.picture and version.picture.messages[1:])
+    threads = ((version, version.picture and version.picture.thread) for version in story.versions["t1"][5:])
+    version = next(version for version, thread in threads if thread and thread.messages[1:])
     image = Image((version.begun + version.acknowledged) // 2, kind)
     tree = image.tree(story)
     allowed = {thread_id: story.allowed(thread_id, image.recorded) for thread_id in story.versions}

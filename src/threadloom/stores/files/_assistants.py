@@ -5,7 +5,6 @@ All of them share one lock, that of the directory in which they lie.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
 from threadloom import codec
@@ -89,16 +88,12 @@ class Assistants:
             return (yield from starting_over_after_foreign_writes(path, act))
 
     def delete(self, assistant_id: str) -> None:
-        trash = self._layout.trash / f"{assistant_id}-{secrets.token_hex(8)}.json"
+        path = self._layout.assistant(assistant_id)
         with self._redo.holding(self.place):
+            if not self._disk.exists(path):
+                raise AssistantNotFoundError(assistant_id)
             # No journal is to tell of it when it is gone, or another has taken its place.
-            if self._disk.exists(self._layout.assistant(assistant_id)):
-                self._committer.make_durable()
-            try:
-                self._disk.move(self._layout.assistant(assistant_id), trash)
-            except FileNotFoundError:
-                raise AssistantNotFoundError(assistant_id) from None
+            self._committer.make_durable()
+            self._disk.remove(path)
             if self._committer.power:
                 self._disk.sync(self._layout.assistants)
-                self._disk.sync(self._layout.trash)
-            self._disk.remove(trash)

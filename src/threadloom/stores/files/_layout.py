@@ -24,8 +24,9 @@ class Layout:
         self.trash = self.own / "trash"
         self.damaged = self.own / "damaged"
         self.assistants = self.own / "assistants"
-        self.assistant_keys = self.own / "keys" / "assistants"
-        self.thread_keys = self.own / "keys" / "threads"
+        self.keys = self.own / "keys"
+        self.assistant_keys = self.keys / "assistants"
+        self.thread_keys = self.keys / "threads"
 
     @property
     def own_directories(self) -> tuple[Path, ...]:
@@ -82,11 +83,11 @@ class Layout:
     def step(self, thread_id: str, run_id: str, step_id: str) -> Path:
         return self.run(thread_id, run_id) / "steps" / f"{step_id}.json"
 
-    def key(self, thread_id: str, kind: str, digest: str) -> Path:
-        return self.root / thread_id / "keys" / f"{kind}-{digest}.json"
-
-    def keys(self, thread_id: str) -> Path:
+    def keys_in(self, thread_id: str) -> Path:
         return self.root / thread_id / "keys"
+
+    def key(self, thread_id: str, kind: str, digest: str) -> Path:
+        return self.keys_in(thread_id) / f"{kind}-{digest}.json"
 
     def assistant(self, assistant_id: str) -> Path:
         return self.assistants / f"{assistant_id}.json"

@@ -42,7 +42,7 @@ class Check:
         # Only the dead are gone here: to call a living one hung takes more than one look.
         is_gone = Peers(layout.lives, 0).is_gone
         self._tools = Tools(layout, parts.disk, parts.runs.turns, self._mender, is_gone)
-        self._own = Own(layout, parts.disk, parts.redo, parts.runs.turns, FORMAT)
+        self._own = Own(self._tools, parts.redo, FORMAT)
         self.changed: list[tuple[str, list[str]]] = []
         """The threads in which something was mended, each with its runs."""
 

@@ -16,6 +16,7 @@ from threadloom.errors import SerializationError
 from threadloom.models import Message, Run, Thread
 from threadloom.report import ProblemKind
 from threadloom.stores.files._log import dumped_lines
+from threadloom.stores.files.check._judge_keys import judge_keys
 from threadloom.stores.files.check._judge_run import RunJudge
 from threadloom.stores.files.check._look import Finding, Pause, Reader, Tools
 from threadloom.stores.files.check._mend import Span, Stage
@@ -78,6 +79,7 @@ class ThreadJudge:
             judge.judge_end(lines.found.get(judge.open_message_id or ""))
             self.found.extend(judge.found)
         yield from self._judge_edits(lines, lines.ids | told.keys())
+        yield from judge_keys(self._reader, self._tools, self._layout.keys_in(thread_id))
         if thread is None:
             self._judge_without_record([run.created_at for run in runs], lines)
         self._judge_index(runs)

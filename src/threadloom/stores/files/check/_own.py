@@ -9,12 +9,10 @@ from typing import Final
 
 from threadloom.ids import is_id
 from threadloom.report import ProblemKind
-from threadloom.stores.files._disk import Disk
-from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import LockedElsewhereError, locked
-from threadloom.stores.files._queue import TurnBook
 from threadloom.stores.files._redo import Redo
-from threadloom.stores.files.check._look import Finding
+from threadloom.stores.files.check._judge_assistants import found_of_assistants
+from threadloom.stores.files.check._look import Finding, Tools
 from threadloom.stores.files.check._mend import Mend, Stage
 
 __all__ = ["Own"]
@@ -25,10 +23,11 @@ _TEMPORARY: Final = re.compile(r"([0-9a-f]+)-[0-9]+")
 class Own:
     """Looks twice, before and after the threads: what was there at one of them only was somebody's at that moment."""
 
-    def __init__(self, layout: Layout, disk: Disk, redo: Redo, turns: TurnBook, form: bytes) -> None:
-        self._layout = layout
-        self._disk = disk
-        self._turns = turns
+    def __init__(self, tools: Tools, redo: Redo, form: bytes) -> None:
+        self._tools = tools
+        self._layout = tools.layout
+        self._disk = tools.disk
+        self._turns = tools.turns
         self._format = form
         self._redo = redo
         self._first: set[Path] = set()
@@ -42,7 +41,14 @@ class Own:
         return [finding for finding in self._look() if finding.path in self._first]
 
     def _look(self) -> list[Finding]:
-        return [*self._judge_format(), *self._strays(), *self._temporaries(), *self._trash(), *self._journals()]
+        return [
+            *self._judge_format(),
+            *found_of_assistants(self._tools),
+            *self._strays(),
+            *self._temporaries(),
+            *self._trash(),
+            *self._journals(),
+        ]
 
     def _judge_format(self) -> list[Finding]:
         path = self._layout.format
