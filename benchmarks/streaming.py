@@ -99,7 +99,7 @@ async def worker_beside(root: str) -> AsyncIterator[None]:
         await process.stdout.readline()
         yield
     finally:
-        await process.communicate()
+        await process.communicate(b"")  # closes its standard input, at which it ends
 
 
 async def in_process(*arguments: str) -> list[float]:
