@@ -11,17 +11,19 @@ FRESH := .venv-constraints
 VENV_READY := $(VENV)/.venv-ready
 DEMO_READY := $(VENV)/.demo-ready
 DEV_READY := $(VENV)/.dev-ready
+# What the wire is tried with, beside the client in .venv itself: each in a directory of its own, so that none sees another.
+CLIENTS_READY := $(VENV)/client-2/.ready $(VENV)/client-1/.ready $(VENV)/node/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format demo bench constraints clean
+.PHONY: help setup test lint format demo demo-wire bench constraints clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(DEV_READY) ## Set up .venv with all tools
+setup: $(DEV_READY) $(CLIENTS_READY) ## Set up .venv with all tools
 
-test: $(DEV_READY) ## Run all tests (ARGS="-k name" for some)
+test: $(DEV_READY) $(CLIENTS_READY) ## Run all tests (ARGS="-k name" for some)
 	$(BIN)/pytest $(ARGS)
 
 lint: $(DEV_READY) ## Check style, types and imports
@@ -37,6 +39,9 @@ format: $(DEV_READY) ## Format the code, and mend what can be mended by itself
 demo: $(DEMO_READY) ## Run 210 recorded conversations through a store and a worker
 	$(BIN)/python examples/coffee_bar.py $(ARGS)
 
+demo-wire: $(DEMO_READY) ## Run them over HTTP, with OpenAI's own client
+	$(BIN)/python examples/coffee_bar_wire.py $(ARGS)
+
 bench: $(DEMO_READY) ## Measure what it costs that a write outlives a power cut
 	$(BIN)/python benchmarks/durability.py $(ARGS)
 
@@ -45,9 +50,12 @@ constraints: ## Renew the pins in constraints.txt (with Python 3.11)
 		|| { echo 'The pins are made with Python 3.11, the oldest supported: make constraints PYTHON=python3.11' >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(FRESH)
 	$(FRESH)/bin/python -m pip install -qU pip
-	$(FRESH)/bin/python -m pip install -q -e '.[demo]' --group test --group lint
+	$(FRESH)/bin/python -m pip install -q -e '.[cli,demo,web]' --group test --group lint
+	$(FRESH)/bin/python -m pip install -q --group client-2
+	$(FRESH)/bin/python -m pip install -q --group client-1
 	echo '# Every version that `make` installs, made with Python 3.11. To renew: make constraints' > $(FRESH)/constraints.txt
-	$(FRESH)/bin/python -m pip freeze --all --exclude-editable --exclude setuptools >> $(FRESH)/constraints.txt
+	echo '# Only openai is missing, for there are three of it: pyproject.toml pins each in a group of its own.' >> $(FRESH)/constraints.txt
+	$(FRESH)/bin/python -m pip freeze --all --exclude-editable --exclude setuptools --exclude openai >> $(FRESH)/constraints.txt
 	mv $(FRESH)/constraints.txt constraints.txt
 	rm -rf $(FRESH)
 
@@ -66,9 +74,22 @@ $(VENV_READY): constraints.txt
 	@touch $@
 
 $(DEMO_READY): $(VENV_READY) pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	$(PIP) install -q -c constraints.txt -e '.[demo]' --group client-3
 	@touch $@
 
 $(DEV_READY): $(VENV_READY) pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e '.[demo]' --group test --group lint
+	$(PIP) install -q -c constraints.txt -e '.[cli,demo,web]' --group test --group lint
 	@touch $(DEMO_READY) $@
+
+$(VENV)/client-%/.ready: $(VENV_READY) pyproject.toml constraints.txt
+	rm -rf $(@D)
+	$(PIP) install -q -c constraints.txt --target $(@D) --group client-$*
+	@touch $@
+
+# npm comes with the test tools. They need not be older than what it installs.
+$(VENV)/node/.ready: tests/node/package.json | $(DEV_READY)
+	rm -rf $(@D)
+	mkdir $(@D)
+	cp $< $(@D)
+	$(BIN)/npm install --prefix $(@D) --loglevel=error --no-package-lock --no-audit --no-fund --ignore-scripts
+	@touch $@
