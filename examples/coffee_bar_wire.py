@@ -73,6 +73,7 @@ class Visit:
     assistant_id: str
     metadata: dict[str, str]
     leaves_after: int | None  # so many words where it is streamed, else so many tools
+    has_left: bool = False
     heard: list[str] = field(default_factory=list)
     asked_ns: int = 0
 
@@ -101,7 +102,7 @@ class Visit:
         ) as ears:
             run = await ears.get_final_run()
         answered = 0
-        while run.status == "requires_action":
+        while run.status == "requires_action" and not self.has_left:
             outputs = self.use_tools(run, answered)
             answered += len(outputs)
             self.asked_ns = time.monotonic_ns()
@@ -109,6 +110,8 @@ class Visit:
                 run_id=run.id, thread_id=run.thread_id, tool_outputs=outputs, event_handler=Ears(self)
             ) as ears:
                 run = await ears.get_final_run()
+        if self.has_left:  # while it asked for a tool, perhaps: then the stream has ended with that
+            return await runs.poll(run.id, thread_id=run.thread_id)
         return run
 
     def use_tools(self, run: Run, answered: int) -> list[ToolOutput]:
@@ -123,7 +126,7 @@ class Visit:
 
     async def leave(self, run: Run) -> None:
         """Cancel the run, and write down in it that this was in time."""
-        self.leaves_after = None
+        self.has_left = True
         runs = self.client.beta.threads.runs
         try:
             await runs.cancel(run.id, thread_id=run.thread_id)
@@ -150,7 +153,7 @@ class Ears(AsyncAssistantEventHandler):
             if not visit.heard:
                 visit.clockings.first_words.append(time.monotonic_ns() - visit.asked_ns)
             visit.heard += as_words(event.data)
-        if self.current_run is not None and len(visit.heard) == visit.leaves_after:
+        if self.current_run is not None and len(visit.heard) == visit.leaves_after and not visit.has_left:
             await visit.leave(self.current_run)
 
 
