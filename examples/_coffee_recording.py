@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import Counter
@@ -22,7 +23,6 @@ from threadloom import (
     RunEvent,
     RunStep,
     Thread,
-    ThreadloomError,
     ToolCall,
     ToolCalls,
 )
@@ -155,16 +155,31 @@ async def compare(archive: Archive, where: str, dialogs: dict[str, Dialog]) -> F
     """Compare all that is kept with the recording; ``where`` names the whole of it."""
     findings = Findings()
     missing = dict(dialogs)
-    for thread in findings.all_of(await archive.list_threads(), "conversations", where):
-        dialog = missing.pop(str(thread.metadata.get("dialog")), None)
-        if dialog is None:
-            findings.differences.append(f"{thread.id}: no dialog of the recording, or one that comes twice")
-            continue
-        try:
-            await compare_thread(findings, archive, thread.id, dialog)
-        except ThreadloomError as error:
-            findings.differences.append(f"{thread.id}: {error}")
+    seats = asyncio.Semaphore(16)
+    looks: list[asyncio.Task[Findings]] = []
+    threads = findings.all_of(await archive.list_threads(), "conversations", where)
+    async with asyncio.TaskGroup() as tasks:
+        for thread in threads:
+            dialog = missing.pop(str(thread.metadata.get("dialog")), None)
+            if dialog is None:
+                findings.differences.append(f"{thread.id}: no dialog of the recording, or one that comes twice")
+            else:
+                looks.append(tasks.create_task(look_at_thread(archive, thread.id, dialog, seats)))
+    for look in looks:
+        findings.counts += look.result().counts
+        findings.differences += look.result().differences
     findings.differences += (f"{dialog_id}: the dialog has no thread" for dialog_id in missing)
+    return findings
+
+
+async def look_at_thread(archive: Archive, thread_id: str, dialog: Dialog, seats: asyncio.Semaphore) -> Findings:
+    """Compare a thread with its dialog, when a seat is free."""
+    findings = Findings()
+    async with seats:
+        try:
+            await compare_thread(findings, archive, thread_id, dialog)
+        except Exception as error:  # noqa: BLE001 - what cannot be read, for whatever reason, is a difference
+            findings.differences.append(f"{thread_id}: {type(error).__name__}: {error}")
     return findings
 
 
