@@ -24,18 +24,15 @@ from tests.example_runs import (
     change_the_output_of_a_call,
     delete_a_step,
     first_dialogs,
-    lose_the_last_message,
-    lose_the_moment_of_a_run,
     revive_a_run,
     rows_of,
     run_example,
-    say_more_than_was_streamed,
-    say_one_thing_more,
     write_dialogs,
 )
 
-# With this seed, of the runs of the first 12 conversations SOME are cancelled while they speak.
-SEED = "--seed=1"
+# With this seed, of the runs of the first 12 conversations four are cancelled while they wait for a tool, one at once,
+# two in the middle of the answer, and two at its end, perhaps too late.
+SEED = "--seed=8757"
 
 
 @pytest.fixture(scope="module")
@@ -45,29 +42,27 @@ def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def original(twelve: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return what the demo has made of them."""
-    root = tmp_path_factory.mktemp("original")
-    run_example("coffee_bar_wire.py", f"--data={twelve}", f"--root={root}", SEED)
-    return root / "1"
+def told(twelve: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return where the demo has played them, and what it has said."""
+    place = tmp_path_factory.mktemp("original")
+    return place, run_example("coffee_bar_wire.py", f"--data={twelve}", "--root=a place/coffee-data", SEED, cwd=place)
 
 
 @pytest.fixture
-def played(original: Path, tmp_path: Path) -> Path:
-    """Return a copy of it, to be changed."""
-    return Path(shutil.copytree(original, tmp_path / "played"))
+def played(told: tuple[Path, str], tmp_path: Path) -> Path:
+    """Return a copy of what it has made, to be changed."""
+    return Path(shutil.copytree(told[0] / "a place" / "coffee-data" / "1", tmp_path / "played"))
 
 
-def test_the_demo_plays_the_recording_through_http(tmp_path):
-    options = ("--root=a place/coffee-data", "--limit=12", "--concurrency=3", SEED)
-    said = run_example("coffee_bar_wire.py", *options, cwd=tmp_path)
+def test_the_demo_plays_the_recording_through_http(told):
+    place, said = told
     rows = rows_of(said)
     assert rows["conversations"] == "12 of 12"
     assert rows["runs"] == "21 of 21"
-    assert int(rows["cancelled"]) + int(rows["completed"]) == 21
-    streamed, polled = map(int, rows["streamed / polled"].split(" / "))
-    assert streamed + polled == 21
-    assert min(streamed, polled) >= 7
+    cancelled, too_late = int(rows["cancelled"]), int(rows["cancellations that came too late"])
+    assert cancelled + int(rows["completed"]) == 21
+    assert cancelled + too_late == 9
+    assert rows["streamed / polled"] == "11 / 10"
     assert int(rows["tools carried out by the client"]) >= 30
     assert float(rows["runs per second"]) > 0
     p50, p99 = map(float, rows["first word, p50 / p99"].removesuffix(" ms").split(" / "))
@@ -76,15 +71,15 @@ def test_the_demo_plays_the_recording_through_http(tmp_path):
     commands = re.findall(r"^    (\w+ .+)$", said, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["ls", "cat", "cat", "tail"]
     for command in commands[:3]:
-        shown = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=True)  # noqa: S602
+        shown = subprocess.run(command, shell=True, cwd=place, capture_output=True, check=True)  # noqa: S602
         assert shown.stdout
 
 
 def test_every_shape_of_a_conversation_passes_through_http(tmp_path):
-    copies = {f"{name}-{number}": turns for number in range(4) for name, turns in AWKWARD.items()}
+    copies = {f"{name}-{number}": turns for number in range(2) for name, turns in AWKWARD.items()}
     data = write_dialogs(tmp_path / "awkward.jsonl", copies)
     rows = rows_of(run_example("coffee_bar_wire.py", f"--data={data}", f"--root={tmp_path}"))
-    assert rows["conversations"] == "44 of 44"
+    assert rows["conversations"] == "22 of 22"
     assert rows["differences from the recording"] == "0"
 
 
@@ -110,27 +105,16 @@ def test_the_comparison_through_http_finds_nothing_where_nothing_was_changed(pla
     assert "DIFFERENT" not in check(played, twelve, 0)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        change_a_byte_of_a_message,
-        lose_the_last_message,
-        say_one_thing_more,
-        delete_a_step,
-        change_the_output_of_a_call,
-        revive_a_run,
-        say_more_than_was_streamed,
-        lose_the_moment_of_a_run,
-    ],
-)
-def test_the_comparison_through_http_finds_what_was_changed(played, twelve, change):
-    where = change(played)
+def test_the_comparison_through_http_finds_what_was_changed(played, twelve):
+    changes = (change_a_byte_of_a_message, delete_a_step, change_the_output_of_a_call, revive_a_run)
+    named = [change(played) for change in changes]
     said = check(played, twelve, 1)
-    assert re.search(rf"^DIFFERENT .*{re.escape(where)}", said, re.MULTILINE)
+    for where in named:
+        assert re.search(rf"^DIFFERENT .*{re.escape(where)}", said, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("sent", "status", "complaint"), [(signal.SIGINT, 130, b""), (signal.SIGKILL, -9, b"")])
-def test_the_demo_through_http_leaves_nothing_behind_when_it_is_stopped(tmp_path, sent, status, complaint):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_the_demo_through_http_leaves_nothing_behind_when_it_is_stopped(tmp_path, sent, status):
     command = [sys.executable, str(EXAMPLES / "coffee_bar_wire.py"), f"--root={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as demo:
         while not list(tmp_path.glob("1/*/runs/*/events.jsonl")):
@@ -139,7 +123,7 @@ def test_the_demo_through_http_leaves_nothing_behind_when_it_is_stopped(tmp_path
         os.killpg(demo.pid, sent)
         _, complaints = demo.communicate(timeout=30)  # to the end of stderr, which the server has too
     assert demo.returncode == status
-    assert complaints == complaint
+    assert complaints == b""
 
 
 @contextmanager
@@ -160,25 +144,23 @@ def serving(directory: Path) -> Iterator[str]:
             server.kill()
 
 
-def test_the_server_answers_its_client_and_has_routes_of_its_own(tmp_path):
+def threads_at(url: str) -> object:
+    with urllib.request.urlopen(f"{url}/count") as answer:  # noqa: S310 - it is http, on this machine
+        return json.load(answer)
+
+
+def test_the_server_answers_its_client_and_goes_on_with_what_lies_in_its_directory(tmp_path):
     with serving(tmp_path) as url:
         said = run_example("client.py", f"{url}/v1")
-        with urllib.request.urlopen(f"{url}/count") as answer:  # noqa: S310 - it is http, on this machine
-            assert json.load(answer) == {"threads": 1}
-    told = "One latte: 3.40. One mocha: 3.90. Anything else?"
+        assert threads_at(url) == {"threads": 1}
+    answer = "One latte: 3.40. One mocha: 3.90. Anything else?"
     assert said.splitlines() == [
         "(asked for the price of one latte)",
         "(asked for the price of one mocha)",
-        told,
+        answer,
         "The run is completed.",
         "     user: How much are a latte and a mocha?",
-        f"assistant: {told}",
+        f"assistant: {answer}",
     ]
-
-
-def test_the_server_goes_on_with_what_lies_in_its_directory(tmp_path):
-    for number in (1, 2):
-        with serving(tmp_path) as url:
-            run_example("client.py", f"{url}/v1")
-            with urllib.request.urlopen(f"{url}/count") as answer:  # noqa: S310 - it is http, on this machine
-                assert json.load(answer) == {"threads": number}
+    with serving(tmp_path) as url:
+        assert threads_at(url) == {"threads": 1}
