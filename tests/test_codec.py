@@ -13,6 +13,7 @@ from threadloom.errors import InvalidInputError, SerializationError
 from threadloom.events import Checkpoint, EventType, MessageDelta, RunEvent, StepDelta
 from threadloom.lifecycle import Lease, RunRecord
 from threadloom.models import (
+    Assistant,
     FunctionCall,
     ImageFileContent,
     ImageUrlContent,
@@ -82,7 +83,26 @@ details = st.one_of(
 )
 errors = st.builds(RunError, text, text)
 usages = st.builds(Usage, whole, whole, whole)
-threads = st.builds(Thread, id=text, created_at=whole, metadata=json_object, tool_resources=maybe(json_object))
+assistants = st.builds(
+    Assistant,
+    id=text,
+    created_at=whole,
+    model=text,
+    name=maybe(text),
+    description=maybe(text),
+    instructions=maybe(text),
+    tools=tuples(json_object),
+    tool_resources=maybe(json_object),
+    metadata=json_object,
+    temperature=maybe(fraction),
+    top_p=maybe(fraction | whole),
+    response_format=maybe(text | json_object),
+    reasoning_effort=maybe(text),
+    tenant=maybe(text),
+)
+threads = st.builds(
+    Thread, id=text, created_at=whole, metadata=json_object, tool_resources=maybe(json_object), tenant=maybe(text)
+)
 messages = st.builds(
     Message,
     id=text,
@@ -134,6 +154,10 @@ runs = st.builds(
     retry_at=maybe(whole),
     messages_before=maybe(whole),
     anew_from=maybe(whole),
+    tool_resources=maybe(json_object),
+    expires_after_seconds=maybe(whole),
+    spent=maybe(usages),
+    is_rolled_back=st.booleans(),
 )
 steps = st.builds(
     RunStep,
@@ -192,26 +216,29 @@ events = st.sampled_from(EventType).flatmap(
 )
 
 
-@given(st.one_of(threads, messages, runs, steps, records, events))
+@given(st.one_of(assistants, threads, messages, runs, steps, records, events))
 def test_what_is_written_is_read_as_it_was(value):
     record = codec.to_record(value)
     assert codec.decode(codec.dump(record), type(value), PATH) == value
     assert codec.decode(codec.dump_line(record), type(value), PATH) == value
 
 
-@given(st.one_of(threads, messages, runs, steps))
+@given(st.one_of(assistants, threads, messages, runs, steps))
 def test_a_line_is_one_line(value):
     line = codec.dump_line(codec.to_record(value))
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
 
 
-@given(st.one_of(threads, messages, runs, steps), st.dictionaries(st.text(min_size=1).map("x-".__add__), json_value))
+@given(
+    st.one_of(assistants, threads, messages, runs, steps),
+    st.dictionaries(st.text(min_size=1).map("x-".__add__), json_value),
+)
 def test_keys_that_we_do_not_know_hinder_no_reading(value, foreign):
     assert codec.from_record(codec.to_record(value) | foreign, type(value), PATH) == value
 
 
-@given(st.one_of(threads, messages, runs, steps))
+@given(st.one_of(assistants, threads, messages, runs, steps))
 def test_a_null_counts_as_absent(value):
     record = codec.to_record(value)
     nulls = {field.name: None for field in attrs.fields(type(value)) if field.name not in record}
@@ -281,6 +308,13 @@ def test_records_have_the_keys_of_the_seed_and_leave_out_what_is_absent():
         "id": "thread_1",
         "object": "thread",
         "created_at": 5,
+        "metadata": {},
+    }
+    assert codec.to_record(Assistant(id="asst_1", created_at=5, model="any")) == {
+        "id": "asst_1",
+        "object": "assistant",
+        "created_at": 5,
+        "model": "any",
         "metadata": {},
     }
 
@@ -374,6 +408,7 @@ def test_details_of_others_are_read(raw, read):
     assert codec.from_record(record, RunStep, PATH).step_details == read
 
 
+ASSISTANT = {"id": "a", "created_at": 1, "model": "any"}
 THREAD = {"id": "t", "created_at": 1, "metadata": {}}
 MESSAGE = {"id": "m", "created_at": 1, "thread_id": "t", "role": "user", "content": []}
 RUN = {"id": "r", "created_at": 1, "thread_id": "t", "status": "queued", "model": "any"}
@@ -384,6 +419,12 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": ""
 
 # A record that is good, what is wrong in it, and the word that the error has to say.
 DAMAGED = [
+    (Assistant, ASSISTANT, {"model": None}, "model"),
+    (Assistant, ASSISTANT, {"name": 1}, "name"),
+    (Assistant, ASSISTANT, {"tools": 7}, "tools"),
+    (Assistant, ASSISTANT, {"temperature": "hot"}, "temperature"),
+    (Assistant, ASSISTANT, {"tenant": 1}, "tenant"),
+    (Thread, THREAD, {"tenant": 1}, "tenant"),
     (Thread, THREAD, {"id": 1}, "id"),
     (Thread, THREAD, {"id": None}, "id"),
     (Thread, THREAD, {"created_at": "1"}, "created_at"),
@@ -405,6 +446,9 @@ DAMAGED = [
     (Run, RUN, {"status": None}, "status"),
     (Run, RUN, {"model": 4}, "model"),
     (Run, RUN, {"parallel_tool_calls": 1}, "parallel_tool_calls"),
+    (Run, RUN, {"expires_after_seconds": 1.5}, "expires_after_seconds"),
+    (Run, RUN, {"is_rolled_back": "yes"}, "is_rolled_back"),
+    (Run, RUN, {"spent": {"prompt_tokens": "1"}}, "prompt_tokens"),
     (Run, RUN, {"temperature": "0.5"}, "temperature"),
     (Run, RUN, {"expires_at": "soon"}, "expires_at"),
     (Run, RUN, {"attempt": "2"}, "attempt"),
@@ -436,7 +480,7 @@ def test_a_damaged_record_is_an_error_that_names_the_file_and_the_key(model, goo
     assert word in caught.value.reason
 
 
-@pytest.mark.parametrize("model", [Thread, Message, Run, RunRecord, RunStep, RunEvent])
+@pytest.mark.parametrize("model", [Assistant, Thread, Message, Run, RunRecord, RunStep, RunEvent])
 @pytest.mark.parametrize("record", [None, [], "text", 1, {}], ids=repr)
 def test_what_is_no_record_at_all_is_damage(model, record):
     with pytest.raises(SerializationError):

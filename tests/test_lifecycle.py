@@ -187,6 +187,31 @@ def test_forcing_a_status_takes_any_to_any(state, asked):
     assert names(change) == [f"run.{asked}"]
 
 
+def test_forcing_a_run_to_the_queue_takes_back_what_it_came_to():
+    record = a_record(
+        "leased cancelling",
+        usage=Usage(1, 2, 3),
+        spent=Usage(4, 5, 9),
+        is_rolled_back=True,
+        expires_at=560,
+        expires_after_seconds=60,
+    )
+    run = lifecycle.force_status(record, a_log(record), RunStatus.QUEUED, None, now_ns=NOW_NS).record.run
+    assert (run.usage, run.spent, run.is_rolled_back) == (None, None, False)
+    assert (run.expires_at, run.expires_after_seconds) == (None, 60)
+    for status in STATUSES:
+        if status != "queued":
+            run = lifecycle.force_status(record, a_log(record), RunStatus(status), None, now_ns=NOW_NS).record.run
+            assert (run.usage, run.spent, run.is_rolled_back) == (Usage(1, 2, 3), Usage(4, 5, 9), True)
+            assert (run.expires_at, run.expires_after_seconds) == (560, 60)
+
+
+def test_forcing_a_run_to_the_queue_leaves_an_expiry_that_was_set():
+    record = a_record("failed", expires_at=560)
+    run = lifecycle.force_status(record, a_log(record), RunStatus.QUEUED, None, now_ns=NOW_NS).record.run
+    assert run.expires_at == 560
+
+
 @pytest.mark.parametrize("act", [lifecycle.update_status, lifecycle.force_status])
 def test_no_error_clears_the_last_one(act):
     record = a_record("in_progress")
@@ -232,6 +257,104 @@ def test_requesting_to_cancel(state):
     check_moments(record.run, change.record.run)
 
 
+# The same, where the run is rolled back: it is told of again where it was asked to stop before.
+ROLL_BACK = CANCEL.replace("same      ", "cancelling")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_rolling_back(state):
+    answers = {(row, column): cell for row, column, cell in read_table(ROLL_BACK)}
+    becomes, lease = answers[state, "becomes"], answers[state, "lease"]
+    record = a_record(state)
+    log = a_log(record, step=a_step(), message=a_message(status=MessageStatus.IN_PROGRESS), pieces=["half a "])
+    if becomes == "terminal":
+        with pytest.raises(RunInTerminalStateError):
+            lifecycle.roll_back(record, log, now_ns=NOW_NS)
+        return
+    change = lifecycle.roll_back(record, log, now_ns=NOW_NS)
+    run = change.record.run
+    assert (run.status, run.is_rolled_back, run.last_error) == (becomes, True, None)
+    assert change.record.lease == (LEASE if lease == "stays" else None)
+    ended = [] if becomes == "cancelling" else ["message.incomplete", "run.step.cancelled"]
+    assert names(change) == [*ended, f"run.{becomes}"]
+    assert change.messages == ()
+    assert change.events[0].number == next_number(record)
+    assert change.events[-1].data == run
+    check_moments(record.run, run)
+
+
+def reclaimed(record, log):
+    return lifecycle.reclaim(record, log, max_attempts=3, now_ns=NOW_NS)
+
+
+def settled_after_a_foreign_write_that_knows_our_keys(record, log):
+    return lifecycle.settle(RunRecord(attrs.evolve(record.run, status=RunStatus.FAILED)), log, now_ns=NOW_NS)
+
+
+def settled_after_a_foreign_write_that_dropped_them(record, log):
+    foreign = attrs.evolve(record.run, status=RunStatus.FAILED, is_rolled_back=False)
+    return lifecycle.settle(RunRecord(foreign), log, now_ns=NOW_NS)
+
+
+def cancelled_after_the_lease_was_dropped(record, log):
+    foreign = attrs.evolve(record.run, is_rolled_back=False)
+    return lifecycle.request_cancel(RunRecord(foreign), log, now_ns=NOW_NS)
+
+
+def cancelled_by_its_worker(record, log):
+    return lifecycle.write(record, log, LEASE, RunWrite(status=RunStatus.CANCELLED), now_ns=NOW_NS)
+
+
+def cancelled_by_hand(record, log):
+    return lifecycle.update_status(record, log, RunStatus.CANCELLED, None, now_ns=NOW_NS)
+
+
+def failed_by_force(record, log):
+    return lifecycle.force_status(record, log, RunStatus.FAILED, ERROR, now_ns=NOW_NS)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        reclaimed,
+        settled_after_a_foreign_write_that_knows_our_keys,
+        settled_after_a_foreign_write_that_dropped_them,
+        cancelled_after_the_lease_was_dropped,
+        cancelled_by_its_worker,
+        cancelled_by_hand,
+        failed_by_force,
+    ],
+)
+def test_however_a_rolled_back_run_ends_its_half_message_is_not_kept(way):
+    record = a_record("leased cancelling", is_rolled_back=True)
+    log = a_log(record, step=a_step(), message=a_message(status=MessageStatus.IN_PROGRESS), pieces=["half a "])
+    change = way(record, log)
+    assert change.messages == ()
+    assert names(change)[0] == "message.incomplete"
+    assert change.record.run.status.is_terminal
+    assert change.record.run.is_rolled_back
+    assert change.events[-1].data == change.record.run
+
+
+def test_a_rolled_back_run_says_its_messages_in_its_events_only():
+    record = a_record("leased cancelling", is_rolled_back=True)
+    begun, whole = a_message(status=MessageStatus.IN_PROGRESS), a_message("hello", completed_at=9)
+    change = lifecycle.write(record, a_log(record), LEASE, RunWrite(items=(begun, whole)), now_ns=NOW_NS)
+    assert change.messages == ()
+    assert names(change) == ["message.created", "message.in_progress", "message.completed"]
+    by_hand = lifecycle.append_message(record, a_log(record), whole, now_ns=NOW_NS)
+    assert by_hand.messages == (whole,)
+
+
+def test_a_rolled_back_run_that_is_taken_again_keeps_its_messages():
+    record = a_record("queued", is_rolled_back=True)
+    claimed = lifecycle.claim(record, a_log(record), worker_id="worker_1", token=HELD, now_ns=NOW_NS).record
+    assert not claimed.run.is_rolled_back
+    items = (a_message(status=MessageStatus.IN_PROGRESS), a_message("hello", completed_at=9))
+    change = lifecycle.write(claimed, a_log(claimed), LEASE, RunWrite(items=items), now_ns=NOW_NS)
+    assert change.messages == items[1:]
+
+
 # What comes of a worker's write, under the lease that it was given. lost: LeaseLostError.
 WRITE = """
                      nothing queued in_progress requires_action cancelling cancelled failed completed incomplete expired
@@ -270,6 +393,23 @@ def test_writing_under_a_lease(state, asked, answer):
     assert change.record.lease is None
     assert names(change) == [f"run.{asked}"]
     check_moments(record.run, run)
+
+
+@pytest.mark.parametrize("status", [None, RunStatus.QUEUED, RunStatus.REQUIRES_ACTION, RunStatus.COMPLETED])
+@pytest.mark.parametrize(
+    ("usage", "spent", "becomes"),
+    [
+        (None, None, (Usage(1, 2, 3), Usage(4, 5, 9))),
+        (None, Usage(5, 5, 10), (Usage(1, 2, 3), Usage(5, 5, 10))),
+        (Usage(2, 2, 4), None, (Usage(2, 2, 4), Usage(4, 5, 9))),
+        (Usage(2, 2, 4), Usage(), (Usage(2, 2, 4), None)),
+    ],
+)
+def test_tokens_are_written_where_they_are_given_and_kept_where_not(status, usage, spent, becomes):
+    record = a_record("leased in_progress", usage=Usage(1, 2, 3), spent=Usage(4, 5, 9))
+    work = RunWrite(status=status, usage=usage, spent=spent)
+    run = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS).record.run
+    assert (run.usage, run.spent) == becomes
 
 
 # What comes of tool outputs: the status, or an error.
@@ -528,6 +668,16 @@ def test_claiming_gives_a_lease_and_starts_the_run_once():
     assert again.record.run.started_at == NOW
 
 
+@pytest.mark.parametrize(
+    ("expires_at", "after", "becomes"),
+    [(None, None, None), (None, 60, NOW + 60), (2_000, None, 2_000), (2_000, 60, 2_000), (NOW + 1, 60, NOW + 1)],
+)
+def test_claiming_sets_when_a_run_expires_unless_it_is_set(expires_at, after, becomes):
+    record = a_record("queued", expires_at=expires_at, expires_after_seconds=after)
+    run = lifecycle.claim(record, a_log(record), worker_id="worker_1", token=HELD, now_ns=NOW_NS).record.run
+    assert (run.expires_at, run.expires_after_seconds) == (becomes, after)
+
+
 @pytest.mark.parametrize(("number", "first"), [(0, 1_000_001), (5, 1_000_001), (1_000_000, 2_000_001)])
 def test_the_numbers_of_a_claim_begin_anew_far_ahead(number, first):
     record = a_record("queued")
@@ -539,14 +689,41 @@ def test_the_numbers_of_a_claim_begin_anew_far_ahead(number, first):
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_creating_a_run_gives_it_its_place_and_two_events(status):
-    run = a_run(status, sequence=None, attempt=9, turn=9, retry_at=9, messages_before=None, anew_from=9)
+    run = a_run(
+        status,
+        sequence=None,
+        attempt=9,
+        turn=9,
+        retry_at=9,
+        messages_before=None,
+        anew_from=9,
+        spent=Usage(9, 9, 18),
+        is_rolled_back=True,
+        expires_after_seconds=60,
+    )
     change = lifecycle.create(run, sequence=11, messages_before=4, now_ns=NOW_NS)
-    made = attrs.evolve(run, sequence=11, messages_before=4, attempt=1, turn=0, retry_at=None, anew_from=None)
+    made = attrs.evolve(
+        run,
+        sequence=11,
+        messages_before=4,
+        attempt=1,
+        turn=0,
+        retry_at=None,
+        anew_from=None,
+        spent=None,
+        is_rolled_back=False,
+    )
     assert change.record == RunRecord(made, None)
     assert change.events == (
         RunEvent(1, EventType.RUN_CREATED, NOW, made),
         RunEvent(2, EventType(f"thread.run.{status}"), NOW, made),
     )
+
+
+def test_a_run_whose_expiry_is_set_expires_after_nothing_else():
+    run = a_run("queued", expires_at=2_000, expires_after_seconds=60)
+    made = lifecycle.create(run, sequence=11, messages_before=4, now_ns=NOW_NS).record.run
+    assert (made.expires_at, made.expires_after_seconds) == (2_000, None)
 
 
 # What a run came to: what its open steps come to, the moment of it, why its open message is not whole.
@@ -844,6 +1021,6 @@ def test_details_and_error_of_a_step_are_replaced_where_they_are_given_and_kept_
 
 def test_every_status_stands_in_every_table():
     assert {state.removeprefix(LEASED) for state in STATES} == set(STATUSES)
-    for table in (UPDATE, CANCEL, WRITE, SUBMIT):
+    for table in (UPDATE, CANCEL, ROLL_BACK, WRITE, SUBMIT):
         assert list(dict.fromkeys(row for row, _, _ in read_table(table))) == STATES
     assert set(SETTLEMENTS) == {status for status in RunStatus if status.is_terminal}

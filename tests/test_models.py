@@ -1,6 +1,7 @@
 """The models: OpenAI's words, constructors for every day, and the limits on metadata."""
 
 import time
+from datetime import timedelta
 
 import attrs
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from threadloom import models
 from threadloom.errors import InvalidMetadataError
 from threadloom.models import (
+    Assistant,
     Content,
     FunctionCall,
     ImageFileContent,
@@ -66,6 +68,8 @@ def test_models_are_frozen_and_have_slots(model):
 
 # The fields of the Assistants API, as its description lists them; ours come on top.
 FIELDS = {
+    Assistant: """id created_at name description model instructions tools tool_resources metadata temperature top_p
+        response_format""",
     Thread: "id created_at metadata tool_resources",
     Message: """id created_at thread_id status incomplete_details completed_at incomplete_at role content assistant_id
         run_id attachments metadata""",
@@ -76,7 +80,10 @@ FIELDS = {
         failed_at completed_at metadata usage""",
 }
 OUR_OWN = {
-    Run: "sequence attempt turn retry_at messages_before anew_from reasoning_effort",
+    Assistant: "reasoning_effort tenant",
+    Thread: "tenant",
+    Run: """sequence attempt turn retry_at messages_before anew_from reasoning_effort tool_resources
+        expires_after_seconds spent is_rolled_back""",
     RunStep: "sequence turn position",
 }
 
@@ -87,6 +94,17 @@ def test_a_model_has_every_field_of_the_api(model):
     assert names == {*FIELDS[model].split(), *OUR_OWN.get(model, "").split()}
 
 
+def test_a_new_assistant():
+    before = int(time.time())
+    tool = {"type": "file_search"}
+    assistant = Assistant.new(model="any", name="Barista", tools=(tool for _ in range(2)), tenant="acme")
+    assert assistant.id.startswith("asst_")
+    assert before <= assistant.created_at <= int(time.time())
+    assert (assistant.model, assistant.name, assistant.tools) == ("any", "Barista", (tool, tool))
+    assert (assistant.tenant, assistant.metadata, assistant.instructions) == ("acme", {}, None)
+    assert Assistant.new(model="any", id="asst_of_old_code").id == "asst_of_old_code"
+
+
 def test_a_new_thread():
     before = int(time.time())
     thread = Thread.new(metadata={"k": "v"}, tool_resources={"file_search": {}})
@@ -94,7 +112,8 @@ def test_a_new_thread():
     assert before <= thread.created_at <= int(time.time())
     assert (thread.metadata, thread.tool_resources) == ({"k": "v"}, {"file_search": {}})
     assert Thread.new(id="mine").id == "mine"
-    assert Thread.new().metadata == {}
+    assert (Thread.new().metadata, Thread.new().tenant) == ({}, None)
+    assert Thread.new(tenant="acme").tenant == "acme"
 
 
 def test_a_users_message():
@@ -130,8 +149,23 @@ def test_a_new_run():
     assert run.id.startswith("run_")
     assert (run.status, run.model, run.attempt, run.parallel_tool_calls) == ("queued", "any", 1, True)
     assert run.tools == ({"type": "file_search"},)
-    assert (run.sequence, run.expires_at, run.started_at) == (None, None, None)
+    assert (run.sequence, run.expires_at, run.started_at, run.spent) == (None, None, None, None)
+    assert (run.expires_after_seconds, run.is_rolled_back) == (None, False)
     assert Run.new("thread_1", model="any", status=RunStatus.COMPLETED).status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (timedelta(minutes=10), 600),
+        (timedelta(seconds=1), 1),
+        (timedelta(seconds=1, microseconds=1), 2),
+        (timedelta(microseconds=1), 1),
+    ],
+)
+def test_a_time_to_expire_after_is_rounded_up_to_whole_seconds(given, seconds):
+    run = Run.new("thread_1", model="any", expires_after=given)
+    assert (run.expires_after_seconds, run.expires_at) == (seconds, None)
 
 
 def test_new_steps():
@@ -201,12 +235,13 @@ def test_metadata_that_breaks_the_limits_is_refused(metadata, said):
 @pytest.mark.parametrize(
     "make",
     [
+        lambda metadata: Assistant.new(model="any", metadata=metadata),
         lambda metadata: Thread.new(metadata=metadata),
         lambda metadata: Message.user("thread_1", "", metadata=metadata),
         lambda metadata: Message.assistant("thread_1", "", metadata=metadata),
         lambda metadata: Run.new("thread_1", model="any", metadata=metadata),
     ],
-    ids=["thread", "user", "assistant", "run"],
+    ids=["an_assistant", "thread", "user", "assistant", "run"],
 )
 def test_constructors_check_metadata_and_keep_a_copy(make):
     with pytest.raises(InvalidMetadataError):

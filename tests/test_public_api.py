@@ -23,7 +23,7 @@ def modules_after(statement):
 
 @pytest.mark.parametrize("module", [threadloom, threadloom.testing, errors])
 def test_all_is_sorted_and_there(module):
-    assert module.__all__ == sorted(module.__all__)
+    assert module.__all__ == sorted(module.__all__, key=lambda name: (not name.isupper(), name))
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:
         assert getattr(module, name) is not None

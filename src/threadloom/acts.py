@@ -119,8 +119,8 @@ class RunWrite:
 
     ``items`` are taken in their order: a step, new or changed; a message ``in_progress``, which is only announced; a
     whole one, which is appended to the thread; deltas; checkpoints. Then come the run's own fields, of which none
-    leaves ``usage`` and ``spent`` as they are. A ``status`` other
-    than ``in_progress`` gives the lease back; ``queued`` puts the run back to be taken again, at ``retry_at`` at the
+    leaves ``usage`` and ``spent`` as they are; ``spent`` without a token clears it. A ``status`` other than
+    ``in_progress`` gives the lease back; ``queued`` puts the run back to be taken again, at ``retry_at`` at the
     earliest, and counts an attempt if ``attempt_failed``.
     """
 
@@ -143,7 +143,9 @@ class Act:
         self.log = log.copy()
         for step in open_steps:
             self.log.open_steps.setdefault(step.id, step)
-        self._keeps_messages = not record.run.is_rolled_back
+        # Its events say so too, where a foreign program has dropped it from the record.
+        said = log.run is not None and log.run.is_rolled_back and not log.has_ended
+        self._is_rolled_back = record.run.is_rolled_back or said
         self._steps: dict[str, RunStep] = {}
         self._messages: list[Message] = []
         self._events: list[RunEvent] = []
@@ -174,7 +176,7 @@ class Act:
             case Message():
                 # As where the run's end ends it: one that ended before a word was said stays in the events only.
                 is_kept = bool(item.content) or item.status is MessageStatus.COMPLETED
-                self.end(item, keep=is_kept and self._keeps_messages)
+                self.end(item, keep=is_kept and not self._is_rolled_back)
             case MessageDelta():
                 _check_open(item, self.log.open_message is not None and self.log.open_message.id == item.id)
                 self.emit(EventType.MESSAGE_DELTA, item)
@@ -239,7 +241,8 @@ class Act:
     def come_to(self, run: Run, lease: Lease | None) -> Change:
         """Settle what is open if ``run`` is terminal, then let its own event be the last."""
         if run.status.is_terminal:
-            self._end_message(_REASON[run.status], keep=not run.is_rolled_back)
+            run = attrs.evolve(run, is_rolled_back=self._is_rolled_back)
+            self._end_message(_REASON[run.status], keep=not self._is_rolled_back)
             self._close_steps(_STEP_STATUS[run.status], run.last_error)
         self.emit(EventType.of_run(run.status), run)
         return self.change(run, lease)

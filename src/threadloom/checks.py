@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from enum import Enum, StrEnum
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 MOST_KEY_CHARACTERS = 255
+_LONGEST = timedelta.max // timedelta(seconds=1)
 
 S = TypeVar("S", bound=StrEnum)
 
@@ -89,7 +91,7 @@ def check_assistant(assistant: Assistant) -> None:
     check_id(assistant.id)
     check_metadata(assistant.metadata)
     for name in ("temperature", "top_p", "tools", "tool_resources", "response_format"):
-        _check_finite(f"The assistant's {name}", getattr(assistant, name))
+        _check_json(f"The assistant's {name}", getattr(assistant, name))
 
 
 def check_changed_assistant(assistant_id: str, changed: Assistant) -> None:
@@ -104,7 +106,7 @@ def check_thread(thread: Thread) -> None:
     """Raise unless ``thread`` may be kept."""
     check_id(thread.id)
     check_metadata(thread.metadata)
-    _check_finite("The thread's tool_resources", thread.tool_resources)
+    _check_json("The thread's tool_resources", thread.tool_resources)
 
 
 def check_message(thread_id: str, message: Message) -> None:
@@ -117,13 +119,16 @@ def check_message(thread_id: str, message: Message) -> None:
         text = f"Message {message.id!r} is in_progress; only whole ones, completed or incomplete, are appended."
         raise InvalidInputError(text)
     check_metadata(message.metadata)
-    _check_finite("The message's attachments", message.attachments)
+    _check_json("The message's attachments", message.attachments)
 
 
 def check_messages(thread_id: str, messages: Iterable[Message]) -> tuple[Message, ...]:
     """Return ``messages``, or raise unless they may be appended together with something else, and are nobody's."""
     given = tuple(messages)
     for message in given:
+        if not isinstance(message, Message):
+            text = f"Messages come as a sequence of Message, which {message!r} is not."
+            raise InvalidInputError(text)
         check_message(thread_id, message)
         if message.run_id is not None:
             text = f"Message {message.id!r} names run {message.run_id!r}: such a one is appended by append_message."
@@ -136,8 +141,13 @@ def check_run(thread_id: str, run: Run) -> None:
     check_id(thread_id, run.id)
     _check_same("run", "thread_id", run.thread_id, thread_id)
     check_metadata(run.metadata)
+    seconds = run.expires_after_seconds
+    if seconds is not None and (type(seconds) is not int or not 1 <= seconds <= _LONGEST):
+        # Found out at the claim, it would stand in the way of every other run.
+        text = f"A run expires 1 to {_LONGEST} whole seconds after it is first taken, not {seconds!r}."
+        raise InvalidInputError(text)
     for name in ("temperature", "top_p", "tools", "tool_choice", "tool_resources", "response_format"):
-        _check_finite(f"The run's {name}", getattr(run, name))
+        _check_json(f"The run's {name}", getattr(run, name))
 
 
 def check_step(thread_id: str, run_id: str, step: RunStep) -> None:
@@ -187,9 +197,25 @@ def check_on_busy(on_busy: str, ways: Any = OnBusy) -> None:
 
 def check_key(key: IdempotencyKey | None) -> None:
     """Raise unless ``key`` may be used."""
-    if key is not None and not 1 <= len(key.value) <= MOST_KEY_CHARACTERS:
+    if key is None:
+        return
+    if not isinstance(key, IdempotencyKey):
+        raise InvalidInputError(f"A key is an IdempotencyKey, not {type(key).__name__}.")
+    for name, value in (("value", key.value), ("fingerprint", key.fingerprint)):
+        if not isinstance(value, str) or not _is_text(value):
+            raise InvalidInputError(f"The {name} of an idempotency key is text, which {value!r} is not.")
+    if not 1 <= len(key.value) <= MOST_KEY_CHARACTERS:
         text = f"An idempotency key has 1 to {MOST_KEY_CHARACTERS} characters, not {len(key.value)}."
         raise InvalidInputError(text)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be kept: a lone surrogate cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_same_request(key: IdempotencyKey, fingerprint: str) -> None:
@@ -207,7 +233,7 @@ def changed_thread(
         changed = attrs.evolve(changed, metadata=new_metadata(old.metadata, metadata))
     if tool_resources is not KEEP:
         changed = attrs.evolve(changed, tool_resources=tool_resources)
-        _check_finite("The thread's tool_resources", tool_resources)
+        _check_json("The thread's tool_resources", tool_resources)
     return changed
 
 
@@ -222,15 +248,21 @@ def _check_same(what: str, field: str, has: str, asked: str) -> None:
         raise InvalidInputError(text)
 
 
-def _check_finite(what: str, value: object) -> None:
-    """Raise for a number that JSON has no word for: it would be kept as null, and nobody told."""
+def _check_json(what: str, value: object) -> None:
+    """Raise for what JSON has no word for, or no store can read again: it would be kept as another, and nobody told."""
     match value:
         case float() if not math.isfinite(value):
             text = f"{what} has {value!r} in it, which JSON cannot say."
             raise InvalidInputError(text)
+        case int() if not -(2**63) <= value < 2**64:
+            text = f"{what} has {value!r} in it, which does not fit into 64 bits."
+            raise InvalidInputError(text)
         case Mapping():
-            for item in value.values():
-                _check_finite(what, item)
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    text = f"{what} has {key!r} in it as the key of an object, and keys are strings."
+                    raise InvalidInputError(text)
+                _check_json(what, item)
         case list() | tuple():
             for item in value:
-                _check_finite(what, item)
+                _check_json(what, item)

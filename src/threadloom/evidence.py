@@ -72,7 +72,11 @@ class Evidence:
             self.is_at_work = event.number % NUMBERS_PER_CLAIM == 1
         elif run.status is not RunStatus.CANCELLING:
             self.is_at_work = False
-        for message in () if run.is_rolled_back else self._ended_early:
+        if run.is_rolled_back:
+            # What it wrote before was removed, and what it wrote since was not kept, also if that event was missed.
+            self.messages.clear()
+            self._ended_early = []
+        for message in self._ended_early:
             details = message.incomplete_details
             if run.status.is_terminal or details is None or details.reason not in _ABANDONED:
                 self.messages[message.id] = message

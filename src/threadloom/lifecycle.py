@@ -79,7 +79,10 @@ _SECOND = 1_000_000_000
 
 
 def create(run: Run, *, sequence: int, messages_before: int, now_ns: int) -> Change:
-    """Return the first record of ``run``, which may be brought in with any status."""
+    """Return the first record of ``run``, which may be brought in with any status.
+
+    Where ``expires_at`` is set there is nothing that ``expires_after_seconds`` could ever say.
+    """
     run = attrs.evolve(
         run,
         sequence=sequence,
@@ -88,6 +91,7 @@ def create(run: Run, *, sequence: int, messages_before: int, now_ns: int) -> Cha
         turn=0,
         retry_at=None,
         anew_from=None,
+        expires_after_seconds=run.expires_after_seconds if run.expires_at is None else None,
         spent=None,
         is_rolled_back=False,
     )
@@ -165,7 +169,7 @@ def claim(
     """Return the change that gives ``worker_id`` a lease on a run that is due.
 
     One that was driven by hand goes on with the attempt it is in, for nothing says that it failed. What is open in it
-    is done again, from the top.
+    is done again, from the top. One that was rolled back was given back its life by a force or a foreign program.
     """
     run = record.run
     lease = Lease(
@@ -179,7 +183,14 @@ def claim(
     expires_at = run.expires_at
     if expires_at is None and run.expires_after_seconds is not None:
         expires_at = act.now + run.expires_after_seconds
-    run = attrs.evolve(run, status=RunStatus.IN_PROGRESS, started_at=started_at, expires_at=expires_at, retry_at=None)
+    run = attrs.evolve(
+        run,
+        status=RunStatus.IN_PROGRESS,
+        started_at=started_at,
+        expires_at=expires_at,
+        retry_at=None,
+        is_rolled_back=False,
+    )
     act.emit(EventType.RUN_IN_PROGRESS, run)
     return act.change(run, lease)
 
@@ -201,7 +212,7 @@ def write(record: RunRecord, log: RunLog, lease: Lease, work: RunWrite, *, now_n
     if work.usage is not None:
         run = attrs.evolve(run, usage=work.usage)
     if work.spent is not None:
-        run = attrs.evolve(run, spent=work.spent)
+        run = attrs.evolve(run, spent=work.spent if work.spent.total_tokens else None)
     if work.status is None or work.status is run.status:
         return act.change(run, lease)
     if work.status is RunStatus.QUEUED:
@@ -273,28 +284,29 @@ def request_cancel(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunSt
     ``cancelled`` at once where nobody has a lease, else ``cancelling``, and the lease stays. A terminal run raises
     ``RunInTerminalStateError``.
     """
-    run = record.run
-    if run.status.is_terminal:
-        raise RunInTerminalStateError(run.id, run.status)
-    if run.status is RunStatus.CANCELLING and is_leased(record):
+    if record.run.status is RunStatus.CANCELLING and is_leased(record):
         return None
     return _stop(record, log, open_steps, now_ns)
 
 
 def roll_back(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = (), now_ns: int) -> Change:
-    """Return the change that asks an active run to stop, and lets nothing be kept that it writes from now on.
+    """Return the change that asks a run to stop, and lets no message be kept that it writes from now on.
 
-    It says so in the run's events also where the run was asked before: a foreign program may drop it from the record.
+    A terminal run raises ``RunInTerminalStateError``. It says so in the run's events also where the run was asked
+    before: a foreign program may drop it from the record.
     """
     run = attrs.evolve(record.run, is_rolled_back=True)
     return _stop(attrs.evolve(record, run=run), log, open_steps, now_ns)
 
 
 def _stop(record: RunRecord, log: RunLog, open_steps: Iterable[RunStep], now_ns: int) -> Change:
+    run = record.run
+    if run.status.is_terminal:
+        raise RunInTerminalStateError(run.id, run.status)
     act = _taking_over(record, log, now_ns, open_steps)
     if not is_leased(record):
-        return act.come_to(with_status(record.run, RunStatus.CANCELLED, None, act.now), lease=None)
-    return act.come_to(with_status(record.run, RunStatus.CANCELLING, None, act.now), record.lease)
+        return act.come_to(with_status(run, RunStatus.CANCELLED, None, act.now), lease=None)
+    return act.come_to(with_status(run, RunStatus.CANCELLING, None, act.now), record.lease)
 
 
 def submit_tool_outputs(

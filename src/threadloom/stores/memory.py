@@ -147,6 +147,7 @@ class MemoryStore(ThreadStore):
     async def create_assistant(self, assistant: Assistant, *, key: IdempotencyKey | None = None) -> Assistant:
         """Keep a new assistant."""
         check_assistant(assistant)
+        check_key(key)
         self._check(assistant.id)
         if (created := self._created_before(Assistant, "", key)) is not None:
             return created
@@ -198,6 +199,7 @@ class MemoryStore(ThreadStore):
         """Keep a new thread, with its first messages."""
         check_thread(thread)
         given = check_messages(thread.id, messages)
+        check_key(key)
         self._check(thread.id)
         if (created := self._created_before(Thread, "", key)) is not None:
             return created
@@ -277,6 +279,7 @@ class MemoryStore(ThreadStore):
         """Add a whole message to the end of a thread."""
         check_message(thread_id, message)
         check_on_busy(on_busy, MessageOnBusy)
+        check_key(key)
         state = self._thread(thread_id)
         if (created := self._created_before(Message, thread_id, key)) is not None:
             return created
@@ -357,6 +360,7 @@ class MemoryStore(ThreadStore):
         check_run(thread_id, run)
         check_on_busy(on_busy)
         given = check_messages(thread_id, messages)
+        check_key(key)
         state = self._thread(thread_id)
         if (created := self._created_before(Run, thread_id, key)) is not None:
             return created
@@ -365,9 +369,10 @@ class MemoryStore(ThreadStore):
         active = [] if run.status.is_terminal else [old for old in self._runs(state) if not old.status.is_terminal]
         if on_busy == "reject" and active:
             raise ActiveRunError(thread_id, active[0].id)
-        # What cannot be kept as JSON is found out before anything is changed.
-        _encoded(run)
-        _entries(0, given)
+        # What cannot be kept as JSON, or not be read again, is found out before anything is changed.
+        _decoded(_encoded(run), Run)
+        for message in given:
+            _decoded(_encoded(message), Message)
         if on_busy in {"interrupt", "rollback"}:
             self._stop(state, active, rolls_back=on_busy == "rollback")
         state.messages += _entries(len(state.messages), given)
@@ -597,7 +602,6 @@ class MemoryStore(ThreadStore):
 
     def _created_before(self, kind: type[T], thread_id: str, key: IdempotencyKey | None) -> T | None:
         """Return what was created under ``key`` before, as it was then."""
-        check_key(key)
         created = None if key is None else self._created.get((kind, thread_id, key.value))
         if key is None or created is None:
             return None

@@ -10,6 +10,7 @@ import attrs
 import pytest
 from attrs import frozen
 
+from threadloom.checks import IdempotencyKey
 from threadloom.errors import ThreadNotFoundError
 from threadloom.events import MessageDelta
 from threadloom.lifecycle import Lease, RunWrite
@@ -47,6 +48,15 @@ class Scene:
         """Return a message of the run, always the same."""
         message = Message.assistant(self.thread_id, text, run_id=self.run_id)
         return attrs.evolve(message, id=self.id(name), created_at=1, completed_at=1)
+
+    def asked(self, name: str) -> Message:
+        """Return a message of nobody's run, always the same."""
+        return attrs.evolve(self.message(name, "new"), run_id=None)
+
+    @property
+    def key(self) -> IdempotencyKey:
+        """An idempotency key."""
+        return IdempotencyKey(self.tag, self.tag)
 
     def step(self, name: str) -> RunStep:
         """Return an open step of the run, always the same."""
@@ -87,12 +97,19 @@ WRITES: dict[str, Callable[[ThreadStore, Scene], Awaitable[object]]] = {
         scene.thread_id, metadata=lambda old: old | {"k": "v"}
     ),
     "delete_thread": lambda store, scene: store.delete_thread(scene.thread_id, force=True),
-    "append_message": lambda store, scene: store.append_message(
-        scene.thread_id, attrs.evolve(scene.message("new", "new"), run_id=None)
+    "append_message": lambda store, scene: store.append_message(scene.thread_id, scene.asked("new")),
+    "append_message_under_a_key": lambda store, scene: store.append_message(
+        scene.thread_id, scene.asked("new"), key=scene.key
     ),
     "update_message": lambda store, scene: store.update_message(scene.thread_id, scene.id("msg"), metadata={"k": "v"}),
     "delete_message": lambda store, scene: store.delete_message(scene.thread_id, scene.id("msg")),
     "create_run": lambda store, scene: store.create_run(scene.thread_id, scene.run("new")),
+    "create_run_that_interrupts": lambda store, scene: store.create_run(
+        scene.thread_id, scene.run("new"), on_busy="interrupt", messages=[scene.asked("new")], key=scene.key
+    ),
+    "create_run_that_rolls_back": lambda store, scene: store.create_run(
+        scene.thread_id, scene.run("new"), on_busy="rollback", messages=[scene.asked("new")], key=scene.key
+    ),
     "update_run": lambda store, scene: store.update_run(scene.thread_id, scene.run_id, metadata={"k": "v"}),
     "update_run_status": lambda store, scene: store.update_run_status(scene.thread_id, scene.run_id, RunStatus.FAILED),
     "force_update_run_status": lambda store, scene: store.force_update_run_status(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from threadloom.testing._assistants import AssistantConformance
+from threadloom.testing._busy import BusyConformance
 from threadloom.testing._cancellation import CancellationConformance
 from threadloom.testing._events import EventConformance
+from threadloom.testing._expiry import ExpiryConformance
 from threadloom.testing._ids import NameConformance
+from threadloom.testing._keys import KeyConformance
 from threadloom.testing._leases import LeaseConformance
 from threadloom.testing._messages import MessageConformance
 from threadloom.testing._pages import CursorConformance, PageConformance
 from threadloom.testing._queue import QueueConformance
+from threadloom.testing._rollback import RollbackConformance
 from threadloom.testing._runs import RunConformance
 from threadloom.testing._settlement import SettlementConformance
 from threadloom.testing._statuses import StatusConformance
@@ -20,9 +25,13 @@ __all__ = ["StoreConformance"]
 
 
 class StoreConformance(
+    AssistantConformance,
     ThreadConformance,
     MessageConformance,
     RunConformance,
+    BusyConformance,
+    RollbackConformance,
+    ExpiryConformance,
     StatusConformance,
     StepConformance,
     QueueConformance,
@@ -33,6 +42,7 @@ class StoreConformance(
     PageConformance,
     CursorConformance,
     NameConformance,
+    KeyConformance,
     CancellationConformance,
 ):
     """Everything that ``ThreadStore`` promises, as tests: a store's test class inherits them and opens the store.

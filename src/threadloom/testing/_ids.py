@@ -21,7 +21,7 @@ from threadloom.errors import (
     ThreadNotFoundError,
 )
 from threadloom.lifecycle import RunWrite
-from threadloom.models import Message, Run, RunStatus, RunStep, RunStepStatus, Thread
+from threadloom.models import Assistant, Message, Run, RunStatus, RunStep, RunStepStatus, Thread
 from threadloom.store import ThreadStore
 from threadloom.testing._stage import NOT_IDS, Stage, new_claim, new_step, picture, say
 
@@ -35,6 +35,11 @@ async def first_event(store: ThreadStore, thread_id: str, run_id: str) -> object
     return await anext(store.events(thread_id, run_id))
 
 
+ASSISTANT_CALLS: Calls = {
+    "get_assistant": lambda store, assistant: store.get_assistant(assistant),
+    "update_assistant": lambda store, assistant: store.update_assistant(assistant, lambda old: old),
+    "delete_assistant": lambda store, assistant: store.delete_assistant(assistant),
+}
 THREAD_CALLS: Calls = {
     "get_thread": lambda store, thread: store.get_thread(thread),
     "update_thread": lambda store, thread: store.update_thread(thread, metadata={}),
@@ -79,6 +84,7 @@ LEASE_CALLS: Calls = {
     "wait_for_stop": lambda store, lease: store.wait_for_stop(lease),
 }
 LIST_CALLS: Calls = {
+    "list_assistants": lambda store, _, __, **page: store.list_assistants(**page),
     "list_thread_ids": lambda store, _, __, **page: store.list_thread_ids(**page),
     "list_threads": lambda store, _, __, **page: store.list_threads(**page),
     "list_messages": lambda store, thread, _, **page: store.list_messages(thread, **page),
@@ -94,6 +100,9 @@ OPTIONAL_CALLS: Calls = {
     ),
 }
 NEW_CALLS: Calls = {
+    "create_assistant": lambda store, _, __, bad: store.create_assistant(
+        attrs.evolve(Assistant.new(model="any"), id=bad)
+    ),
     "create_thread": lambda store, _, __, bad: store.create_thread(attrs.evolve(Thread.new(), id=bad)),
     "append_message": lambda store, thread, _, bad: store.append_message(
         thread, attrs.evolve(Message.user(thread, "hello"), id=bad)
@@ -103,6 +112,12 @@ NEW_CALLS: Calls = {
     ),
     "append_step": lambda store, thread, run, bad: store.append_step(
         thread, run, attrs.evolve(RunStep.tool_calls(thread_id=thread, run_id=run), id=bad)
+    ),
+    "create_thread with messages": lambda store, _, __, bad: store.create_thread(
+        Thread.new(id="new_2"), messages=[attrs.evolve(Message.user("new_2", "hello"), id=bad)]
+    ),
+    "create_run with messages": lambda store, thread, _, bad: store.create_run(
+        thread, Run.new(thread, model="any"), messages=[attrs.evolve(Message.user(thread, "hello"), id=bad)]
     ),
     "claim_run": lambda store, _, __, bad: store.claim_run(bad),
     "try_claim_run": lambda store, _, __, bad: store.try_claim_run(bad),
@@ -126,6 +141,7 @@ class NameConformance(Stage):
             calls.update({f"{name} ({kind})": partial(call, store, *arguments) for name, call in some.items()})
 
         add("new", NEW_CALLS, thread, run, bad)
+        add("assistant", ASSISTANT_CALLS, bad)
         add("thread", THREAD_CALLS, bad)
         add("message", MESSAGE_CALLS, thread, bad)
         add("thread of message", MESSAGE_CALLS, bad, message.id)
@@ -214,6 +230,7 @@ class NameConformance(Stage):
         before = await picture(store)
         await store.close()
         for calls, arguments in (
+            (ASSISTANT_CALLS, ("asst_1",)),
             (THREAD_CALLS, (thread,)),
             (MESSAGE_CALLS, (thread, message.id)),
             (RUN_CALLS, (thread, run)),
@@ -232,7 +249,11 @@ class NameConformance(Stage):
     async def test_a_store_is_closed_twice_and_opened_twice_without_a_word(self, store: ThreadStore) -> None:
         async with store as same:
             assert same is store
+            assert store.is_open
+        assert not store.is_open
         await store.close()
         await store.close()
+        assert not store.is_open
         async with self.fresh(store) as again:
+            assert again.is_open
             assert list(await again.list_thread_ids()) == []

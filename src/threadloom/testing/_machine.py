@@ -14,10 +14,12 @@ import attrs
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
+from threadloom.checks import KEEP, IdempotencyKey
 from threadloom.errors import ActiveRunError, ThreadloomError
 from threadloom.events import Checkpoint, MessageDelta, RunEvent
 from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import (
+    Assistant,
     FunctionCall,
     IncompleteDetails,
     Message,
@@ -58,6 +60,7 @@ def fail(_: dict[str, Any]) -> Mapping[str, str]:
 
 
 some_text = st.text(max_size=4)
+some_texts = st.lists(some_text, max_size=2)
 some_metadata = st.dictionaries(some_text, some_text, max_size=2)
 some_change = st.one_of(some_metadata, st.none(), st.sampled_from([increment, fail]))
 some_error = st.none() | st.builds(RunError, st.just("server_error"), some_text)
@@ -65,7 +68,12 @@ some_limit = st.none() | st.integers(1, 3)
 some_order = st.sampled_from(["asc", "desc"])
 any_status = st.sampled_from(RunStatus)
 any_step_status = st.sampled_from(RunStepStatus)
-some_cursor = st.none() | st.integers(0, 5)
+some_key = st.one_of(
+    st.none(), st.none(), st.builds(IdempotencyKey, st.sampled_from(["k", "K"]), st.sampled_from(["1", "2"]))
+)
+some_tenant = st.sampled_from([None, None, "acme", "other"])
+some_resources = st.one_of(st.just(KEEP), st.none(), st.dictionaries(some_text, some_metadata, max_size=1))
+some_tokens = st.none() | st.builds(lambda tokens: Usage(tokens, 0, tokens), st.integers(0, 5))
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -78,6 +86,7 @@ class StoreMachine(RuleBasedStateMachine):
     make_store: ClassVar[MakeStore]
     make_oracle: ClassVar[MakeStore]
 
+    assistants: Bundle[str] = Bundle("assistants")
     threads: Bundle[str] = Bundle("threads")
     messages: Bundle[tuple[str, str]] = Bundle("messages")
     runs: Bundle[RunIds] = Bundle("runs")
@@ -112,24 +121,54 @@ class StoreMachine(RuleBasedStateMachine):
             self._runner.close()
             self._place.cleanup()
 
+    # Assistants
+
+    @rule(target=assistants, name=st.sampled_from(["asst_a", "asst_b"]), tenant=some_tenant, key=some_key)
+    def create_assistant(self, name: str, tenant: str | None, key: IdempotencyKey | None) -> str:
+        """Create an assistant, perhaps on a taken id, or under a key that was used."""
+        assistant = attrs.evolve(Assistant.new(model="any", id=name, tenant=tenant), created_at=self._now())
+        self._do(lambda store: store.create_assistant(assistant, key=key))
+        return name
+
+    @rule(assistant_id=assistants, text=some_text)
+    def update_assistant(self, assistant_id: str, text: str) -> None:
+        """Change an assistant."""
+        self._do(lambda store: store.update_assistant(assistant_id, lambda old: attrs.evolve(old, name=text)))
+
+    @rule(assistant_id=assistants)
+    def delete_assistant(self, assistant_id: str) -> None:
+        """Read an assistant, and delete it."""
+        self._do(lambda store: store.get_assistant(assistant_id))
+        self._do(lambda store: store.delete_assistant(assistant_id))
+
     # Threads
 
     @initialize(target=threads)
     def begin(self) -> Any:
         """Have a thread from the start."""
-        return self.create_thread("thread_a", {})
+        return self.create_thread("thread_a", {}, None, [], None)
 
-    @rule(target=threads, name=st.sampled_from(["thread_a", "thread_b", "thread_c"]), metadata=some_metadata)
-    def create_thread(self, name: str, metadata: dict[str, str]) -> str:
-        """Create a thread, perhaps on a taken id."""
-        thread = attrs.evolve(Thread.new(id=name, metadata=metadata), created_at=self._now())
-        self._do(lambda store: store.create_thread(thread))
+    @rule(
+        target=threads,
+        name=st.sampled_from(["thread_a", "thread_b", "thread_c"]),
+        metadata=some_metadata,
+        tenant=some_tenant,
+        texts=some_texts,
+        key=some_key,
+    )
+    def create_thread(
+        self, name: str, metadata: dict[str, str], tenant: str | None, texts: list[str], key: IdempotencyKey | None
+    ) -> str:
+        """Create a thread, perhaps on a taken id, or under a key that was used."""
+        thread = attrs.evolve(Thread.new(id=name, metadata=metadata, tenant=tenant), created_at=self._now())
+        given = [self._message(name, text) for text in texts]
+        self._do(lambda store: store.create_thread(thread, messages=given, key=key))
         return name
 
-    @rule(thread_id=threads, change=some_change)
-    def update_thread(self, thread_id: str, change: Any) -> None:
-        """Change a thread's metadata."""
-        self._do(lambda store: store.update_thread(thread_id, metadata=change))
+    @rule(thread_id=threads, change=st.just(KEEP) | some_change, resources=some_resources)
+    def update_thread(self, thread_id: str, change: Any, resources: Any) -> None:
+        """Change a thread's metadata and what its tools have."""
+        self._do(lambda store: store.update_thread(thread_id, metadata=change, tool_resources=resources))
 
     @rule(thread_id=threads, force=st.booleans())
     def delete_thread(self, thread_id: str, *, force: bool) -> None:
@@ -138,11 +177,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     # Messages
 
-    @rule(target=messages, thread_id=threads, text=some_text)
-    def append_message(self, thread_id: str, text: str) -> tuple[str, str]:
-        """Append a user's message."""
-        message = attrs.evolve(Message.user(thread_id, text), id=self._name("msg"), created_at=self._now())
-        self._do(lambda store: store.append_message(thread_id, message))
+    @rule(
+        target=messages,
+        thread_id=threads,
+        text=some_text,
+        on_busy=st.sampled_from(["enqueue", "reject"]),
+        key=some_key,
+    )
+    def append_message(self, thread_id: str, text: str, on_busy: Any, key: IdempotencyKey | None) -> tuple[str, str]:
+        """Append a user's message, unless the thread is busy, or the key was used."""
+        message = self._message(thread_id, text)
+        self._do(lambda store: store.append_message(thread_id, message, on_busy=on_busy, key=key))
         return thread_id, message.id
 
     @rule(target=messages, run=runs, text=some_text)
@@ -175,15 +220,34 @@ class StoreMachine(RuleBasedStateMachine):
         thread_id=threads,
         name=st.sampled_from(["run_a", "run_b", "run_c"]),
         status=st.just(RunStatus.QUEUED) | any_status,
-        on_busy=st.sampled_from(["enqueue", "enqueue", "reject"]),
+        on_busy=st.sampled_from(["enqueue", "enqueue", "reject", "interrupt", "rollback"]),
         expires_in=st.none() | st.integers(0, 30),
+        expires_after=st.none() | st.integers(1, 30),
+        texts=some_texts,
+        key=some_key,
     )
-    def create_run(self, thread_id: str, name: str, status: RunStatus, on_busy: Any, expires_in: int | None) -> RunIds:
-        """Create a run, perhaps on a taken id, perhaps as history."""
-        expires_at = None if expires_in is None else self._now() + expires_in
-        run = Run.new(thread_id, model="any", status=status, expires_at=expires_at)
-        run = attrs.evolve(run, id=name, created_at=self._now())
-        self._do(lambda store: store.create_run(thread_id, run, on_busy=on_busy))
+    def create_run(
+        self,
+        thread_id: str,
+        name: str,
+        status: RunStatus,
+        *,
+        on_busy: Any,
+        expires_in: int | None,
+        expires_after: int | None,
+        texts: list[str],
+        key: IdempotencyKey | None,
+    ) -> RunIds:
+        """Create a run, perhaps on a taken id, perhaps as history, perhaps in the place of others."""
+        run = attrs.evolve(
+            Run.new(thread_id, model="any", status=status),
+            id=name,
+            created_at=self._now(),
+            expires_at=None if expires_in is None else self._now() + expires_in,
+            expires_after_seconds=expires_after,
+        )
+        given = [self._message(thread_id, text) for text in texts]
+        self._do(lambda store: store.create_run(thread_id, run, on_busy=on_busy, messages=given, key=key))
         return thread_id, name
 
     @rule(run=runs, change=some_change)
@@ -298,10 +362,10 @@ class StoreMachine(RuleBasedStateMachine):
         items = () if message is None else (attrs.evolve(message, content=(TextContent(text),)),)
         self._do_leased(lease, lambda store, mine: store.write_run(mine, RunWrite(items=items)))
 
-    @rule(lease=leases, name=some_text, result=st.none() | some_metadata)
-    def keep_checkpoint(self, lease: Leases, name: str, result: Any) -> None:
+    @rule(lease=leases, name=some_text, result=st.none() | some_metadata, spent=some_tokens)
+    def keep_checkpoint(self, lease: Leases, name: str, result: Any, spent: Usage | None) -> None:
         """Keep a result for a run."""
-        work = RunWrite(items=(Checkpoint(name, result),))
+        work = RunWrite(items=(Checkpoint(name, result),), spent=spent)
         self._do_leased(lease, lambda store, mine: store.write_run(mine, work))
 
     @rule(lease=leases)
@@ -318,7 +382,8 @@ class StoreMachine(RuleBasedStateMachine):
         error=some_error,
         retry_in=st.none() | st.integers(0, 10),
         attempt_failed=st.booleans(),
-        tokens=st.none() | st.integers(0, 5),
+        usage=some_tokens,
+        spent=some_tokens,
     )
     def write_status(
         self,
@@ -326,15 +391,17 @@ class StoreMachine(RuleBasedStateMachine):
         status: RunStatus,
         error: RunError | None,
         retry_in: int | None,
-        tokens: int | None,
         *,
+        usage: Usage | None,
+        spent: Usage | None,
         attempt_failed: bool,
     ) -> None:
         """Give a lease back."""
         work = RunWrite(
             status=status,
             error=error,
-            usage=None if tokens is None else Usage(tokens, tokens, 2 * tokens),
+            usage=usage,
+            spent=spent,
             retry_at=None if retry_in is None else self._now() + retry_in,
             attempt_failed=attempt_failed,
             incomplete_details=IncompleteDetails("max_prompt_tokens") if status is RunStatus.INCOMPLETE else None,
@@ -348,11 +415,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     # Pages
 
-    @rule(limit=some_limit, order=some_order, after=st.none() | threads, before=st.none() | threads)
-    def list_threads(self, **page: Any) -> None:
+    @rule(tenant=some_tenant, limit=some_limit, order=some_order, after=st.none() | threads, before=st.none() | threads)
+    def list_threads(self, tenant: str | None, **page: Any) -> None:
         """List threads and their ids."""
-        self._do(lambda store: store.list_threads(**page))
+        self._do(lambda store: store.list_threads(tenant=tenant, **page))
         self._do(lambda store: store.list_thread_ids(**page))
+
+    @rule(tenant=some_tenant, limit=some_limit, order=some_order, after=st.none() | assistants)
+    def list_assistants(self, **page: Any) -> None:
+        """List assistants."""
+        self._do(lambda store: store.list_assistants(**page))
 
     @rule(
         thread_id=threads,
@@ -413,6 +485,7 @@ class StoreMachine(RuleBasedStateMachine):
         root = Path(self._place.name)
         self._stores = (type(self).make_store(self._clock, root), self._stores[1])
         self._runner.run(self._stores[0].__aenter__())
+        self._do(lambda store: store.list_assistants())
         threads, _ = self._do(lambda store: store.list_thread_ids())
         for thread_id in cast("Page[str]", threads):
             self._compare_thread(thread_id)
@@ -436,6 +509,9 @@ class StoreMachine(RuleBasedStateMachine):
     def _name(self, kind: str) -> str:
         self._names += 1
         return f"{kind}_{self._names}"
+
+    def _message(self, thread_id: str, text: str) -> Message:
+        return attrs.evolve(Message.user(thread_id, text), id=self._name("msg"), created_at=self._now())
 
     def _step(self, run: RunIds, name: str) -> RunStep:
         step = RunStep.tool_calls(thread_id=run[0], run_id=run[1])

@@ -10,7 +10,7 @@ import pytest
 from attrs import frozen
 
 from threadloom.errors import InvalidCursorError, InvalidInputError
-from threadloom.models import Message, Run, RunStep, Thread
+from threadloom.models import Assistant, Message, Run, RunStep, Thread
 from threadloom.pages import Page
 from threadloom.store import ThreadStore
 from threadloom.testing._stage import Stage, new_run, new_thread
@@ -46,6 +46,34 @@ def listing_of_threads(*, ids_only: bool) -> Callable[[ThreadStore], Awaitable[L
     return make
 
 
+async def listing_of_assistants(_: ThreadStore) -> Listing:
+    """Return the listing of assistants."""
+    return Listing(
+        lambda store, **options: store.list_assistants(**options),
+        lambda store, name: store.create_assistant(Assistant.new(model="any", id=name)),
+    )
+
+
+async def listing_of_a_tenants_threads(_: ThreadStore) -> Listing:
+    """Return the listing of threads of one tenant, among those of others."""
+
+    async def add(store: ThreadStore, name: str) -> None:
+        for tenant, id_ in (("acme", name), ("other", f"{name}-other"), ("", f"{name}-empty"), (None, f"{name}-none")):
+            await store.create_thread(Thread.new(id=id_, tenant=tenant))
+
+    return Listing(lambda store, **options: store.list_threads(tenant="acme", **options), add)
+
+
+async def listing_of_a_tenants_assistants(_: ThreadStore) -> Listing:
+    """Return the listing of assistants of one tenant, among those of others."""
+
+    async def add(store: ThreadStore, name: str) -> None:
+        for tenant, id_ in (("acme", name), ("other", f"{name}-other"), ("", f"{name}-empty"), (None, f"{name}-none")):
+            await store.create_assistant(Assistant.new(model="any", id=id_, tenant=tenant))
+
+    return Listing(lambda store, **options: store.list_assistants(tenant="acme", **options), add)
+
+
 async def listing_of_messages(store: ThreadStore) -> Listing:
     """Return the listing of messages of a thread."""
     thread_id = (await new_thread(store)).id
@@ -77,6 +105,9 @@ async def listing_of_steps(store: ThreadStore) -> Listing:
 LISTINGS: dict[str, Callable[[ThreadStore], Awaitable[Listing]]] = {
     "thread_ids": listing_of_threads(ids_only=True),
     "threads": listing_of_threads(ids_only=False),
+    "threads of a tenant": listing_of_a_tenants_threads,
+    "assistants": listing_of_assistants,
+    "assistants of a tenant": listing_of_a_tenants_assistants,
     "messages": listing_of_messages,
     "runs": listing_of_runs,
     "steps": listing_of_steps,
@@ -208,6 +239,27 @@ class CursorConformance(Stage):
             assert list(await view.list_thread_ids(before="b")) == ["a"]
             assert list(await view.list_thread_ids(after="b", order="desc")) == ["a"]
             assert [thread.id for thread in await view.list_threads(after="B", before="b")] == ["a"]
+
+    async def test_any_id_is_a_cursor_among_assistants_also_a_deleted_one(self, store: ThreadStore) -> None:
+        for name in NAMES:
+            await store.create_assistant(Assistant.new(model="any", id=name, tenant="acme"))
+        await store.delete_assistant("c")
+        async for view in self.views(store):
+            for options in ({}, {"tenant": "acme"}):
+                listing = await listing_of_assistants(view)
+                assert await listing.ids(view, after="c", **options) == ["d", "e"]
+                assert await listing.ids(view, after="c", order="desc", **options) == ["b", "a"]
+                assert await listing.ids(view, after="A", before="bb", **options) == ["a", "b"]
+
+    async def test_what_is_anothers_serves_a_tenant_as_a_cursor_and_is_not_shown(self, store: ThreadStore) -> None:
+        for name, tenant in (("a", "acme"), ("b", "other"), ("c", "acme"), ("d", None), ("e", "other")):
+            await store.create_thread(Thread.new(id=name, tenant=tenant))
+        async for view in self.views(store):
+            assert [thread.id for thread in await view.list_threads()] == ["a", "b", "c", "d", "e"]
+            assert [thread.id for thread in await view.list_threads(tenant="other")] == ["b", "e"]
+            page = await view.list_threads(tenant="acme", after="b", limit=1)
+            assert ([thread.id for thread in page], page.has_more) == (["c"], False)
+            assert list(await view.list_threads(tenant="unheard of")) == []
 
     async def test_g4_a_deleted_thread_still_serves_as_a_cursor(self, store: ThreadStore) -> None:
         for name in NAMES:

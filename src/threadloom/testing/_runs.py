@@ -62,6 +62,7 @@ class RunConformance(Stage):
             temperature=0.5,
             top_p=1,
             max_prompt_tokens=100,
+            tool_resources={"file_search": {"vector_store_ids": ["a"]}},
             max_completion_tokens=0,
             truncation_strategy=TruncationStrategy(type="last_messages", last_messages=3),
             tool_choice={"type": "function", "function": {"name": "brew"}},

@@ -16,8 +16,8 @@ from threadloom.errors import (
     ThreadAlreadyExistsError,
     ThreadNotFoundError,
 )
-from threadloom.models import RunStatus, Thread
-from threadloom.store import ThreadStore
+from threadloom.models import Message, MessageStatus, RunStatus, Thread
+from threadloom.store import KEEP, ThreadStore
 from threadloom.testing._stage import (
     LIVE,
     NOT_TEXT,
@@ -169,6 +169,90 @@ class ThreadConformance(Stage):
             await store.update_thread(thread.id, metadata=(lambda _: metadata) if by_function else metadata)
         async for view in self.views(store):
             assert await view.get_thread(thread.id) == thread
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            ({}, {}),
+            ({"metadata": KEEP, "tool_resources": KEEP}, {}),
+            ({"tool_resources": {"new": {}}}, {"tool_resources": {"new": {}}}),
+            ({"tool_resources": {}}, {"tool_resources": {}}),
+            ({"tool_resources": None}, {"tool_resources": None}),
+            ({"metadata": None, "tool_resources": KEEP}, {"metadata": {}}),
+            ({"metadata": {}, "tool_resources": None}, {"metadata": {}, "tool_resources": None}),
+        ],
+        ids=str,
+    )
+    async def test_updating_a_thread_changes_what_is_given_and_keeps_the_rest(
+        self, store: ThreadStore, change: Any, expected: Any
+    ) -> None:
+        thread = await new_thread(store, metadata={"old": "value"}, tool_resources={"old": {}}, tenant="acme")
+        written = await store.update_thread(thread.id, **change)
+        assert written == attrs.evolve(thread, **expected)
+        async for view in self.views(store):
+            assert await view.get_thread(thread.id) == written
+
+    @pytest.mark.parametrize(
+        "resources", [{"text": NOT_TEXT}, {"a set": {1}}, {"n": float("nan")}, {"too large": 2**70}], ids=str
+    )
+    async def test_g1_updating_a_thread_with_what_is_no_json_changes_nothing(
+        self, store: ThreadStore, resources: Any
+    ) -> None:
+        thread = await new_thread(store, metadata={"old": "value"}, tool_resources={"old": {}})
+        with pytest.raises(InvalidInputError):
+            await store.update_thread(thread.id, metadata={"new": "value"}, tool_resources=resources)
+        async for view in self.views(store):
+            assert await view.get_thread(thread.id) == thread
+
+    async def test_g4_a_thread_is_created_with_its_first_messages_in_their_order(self, store: ThreadStore) -> None:
+        thread = Thread.new()
+        given = [Message.user(thread.id, "one"), Message.assistant(thread.id, "two"), Message.user(thread.id, "three")]
+        assert await store.create_thread(thread, messages=(message for message in given)) == thread
+        await say(store, thread.id, "four")
+        async for view in self.views(store):
+            messages = await view.list_messages(thread.id)
+            assert list(messages)[:3] == given
+            assert [message.text for message in messages] == ["one", "two", "three", "four"]
+            assert [message.text for message in await view.list_messages(thread.id, after=given[0].id, limit=1)] == [
+                "two"
+            ]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"id": "../bad"},
+            {"id": None},
+            {"thread_id": "thread_other"},
+            {"run_id": "run_1"},
+            {"status": MessageStatus.IN_PROGRESS},
+            {"metadata": {"k": 1}},
+            {"metadata": {"k": NOT_TEXT}},
+            {"attachments": ({"file_id": {1}},)},
+        ],
+        ids=str,
+    )
+    async def test_g1_a_thread_with_a_message_that_cannot_be_kept_is_not_created(
+        self, store: ThreadStore, changes: Any
+    ) -> None:
+        good = Message.user("thread_bad", "hello")
+        bad: list[Any] = [attrs.evolve(good, **changes), {"role": "user", "content": "hello"}, "hello"]
+        for messages in ([good, each] for each in bad):
+            with pytest.raises(InvalidInputError):
+                await store.create_thread(Thread.new(id="thread_bad"), messages=messages)
+        async for view in self.views(store):
+            assert list(await view.list_thread_ids()) == []
+        thread = await store.create_thread(Thread.new(id="thread_bad"), messages=[good])
+        async for view in self.views(store):
+            assert list(await view.list_messages(thread.id)) == [good]
+
+    async def test_g1_a_thread_on_a_taken_id_brings_no_messages(self, store: ThreadStore) -> None:
+        thread = await new_thread(store)
+        await say(store, thread.id, "hello")
+        before = await picture(store)
+        with pytest.raises(ThreadAlreadyExistsError):
+            await store.create_thread(thread, messages=[Message.user(thread.id, "late")])
+        async for view in self.views(store):
+            assert await picture(view) == before
 
     async def test_g1_an_update_whose_function_raises_changes_nothing(self, store: ThreadStore) -> None:
         thread = await new_thread(store, metadata={"old": "value"})

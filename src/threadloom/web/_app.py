@@ -111,4 +111,5 @@ async def _answering(request: web.Request, handler: Handle) -> web.StreamRespons
 
 
 async def _name_request(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["x-request-id"] = request[REQUEST_ID]
+    if REQUEST_ID in request:  # else a middleware of the application around this one has answered
+        response.headers["x-request-id"] = request[REQUEST_ID]

@@ -24,8 +24,8 @@ from threadloom.web._calls import (
 )
 from threadloom.web._contents import check_tools, messages_of
 from threadloom.web._errors import WireError
+from threadloom.web._feeds import events_past, events_since_outputs, events_until_stop
 from threadloom.web._requests import MetadataRequest, RunRequest, SubmitRequest, ThreadAndRunRequest, ThreadRequest
-from threadloom.web._streams import events_past, events_since_outputs, events_until_stop
 from threadloom.web._wire import to_wire
 
 __all__ = ["routes"]
@@ -195,7 +195,7 @@ routes = [
     web.post("/threads/{thread_id}/runs/{run_id}", update_run),
     web.post("/threads/{thread_id}/runs/{run_id}/cancel", cancel_run),
     web.post("/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", submit_tool_outputs),
-    web.get("/threads/{thread_id}/runs/{run_id}/events", stream_events),
+    web.get("/threads/{thread_id}/runs/{run_id}/events", stream_events, allow_head=False),
     web.get("/threads/{thread_id}/runs/{run_id}/steps", list_steps),
     web.get("/threads/{thread_id}/runs/{run_id}/steps/{step_id}", get_step),
 ]

@@ -1,20 +1,191 @@
-"""stand-in"""
+"""The streams of a server: written to their readers as fast as these read, and ended when the server stops."""
 
-from contextlib import contextmanager
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from datetime import timedelta
+
+from aiohttp import web
+
+from threadloom.clock import Clock
+from threadloom.tasks import until_done
+from threadloom.web._errors import WireError, as_wire_error, error_body
+from threadloom.web._frames import KEEP_ALIVE, error_frame
+
+__all__ = ["Streams"]
+
+_logger = logging.getLogger("threadloom")
+
+_SERVER_ERROR = 500
+_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # else nginx holds frames back until it has a buffer full of them
+}
 
 
 class Streams:
-    def __init__(self, clock, *, keep_alive, stall, most_streams):
-        pass
+    """All streams of one server.
+
+    Each holds its next frame back until the reader has room for it, so that a slow reader costs one write buffer of
+    its connection, and reads later. A reader that goes away ends its own stream and nothing else: at once where the
+    server runs with ``handler_cancellation``, else with the next frame or keep-alive.
+
+    ``keep_alive`` is how long a stream may be silent before a comment is sent. ``stall`` is how long a reader may leave
+    bytes lying here without taking any; its connection is aborted then, or up to one ``keep_alive`` later.
+    """
+
+    def __init__(self, clock: Clock, *, keep_alive: timedelta, stall: timedelta, most_streams: int) -> None:
+        self._clock = clock
+        self._keep_alive = keep_alive
+        self._stall = stall
+        self._most_streams = most_streams
+        self._taken = 0
+        self._is_closed = False
+        self._open: dict[asyncio.Future[None], asyncio.Future[None]] = {}  # what asks a stream to end, and says it has
 
     @contextmanager
-    def place(self):
-        yield
+    def place(self) -> Iterator[None]:
+        """Hold the place of one stream: taken before there is a run, so that a refused request does nothing."""
+        if self._is_closed:
+            raise stopping_error()
+        if self._taken >= self._most_streams:
+            text = f"The server has {self._most_streams} streams open, and no place for another one. Try again later."
+            raise WireError(429, text, type="requests", code="rate_limit_exceeded")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
-    async def close(self):
-        pass
+    async def send(self, request: web.Request, frames: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+        """Answer a request with ``frames``, each sent as soon as it is there; the generator is closed in the end.
+
+        Where it raises, or the server stops, a last frame tells the reader so: the run is not touched by either.
+        """
+        response = web.StreamResponse(headers=_HEADERS)
+        loop = asyncio.get_running_loop()
+        stopping, ended = loop.create_future(), loop.create_future()
+        if self._is_closed:
+            stopping.set_result(None)
+        self._open[stopping] = ended
+        try:
+            async with aclosing(frames):
+                with suppress(_ReaderLeftError, ConnectionError):
+                    await response.prepare(request)
+                    await self._serve(_Stream(request, response, self._clock), frames, stopping)
+        finally:
+            del self._open[stopping]
+            ended.set_result(None)
+        return response
+
+    async def close(self) -> None:
+        """End all streams, and return when they have ended."""
+        self._is_closed = True
+        for stopping in self._open:
+            if not stopping.done():
+                stopping.set_result(None)
+        await until_done(*self._open.values())
+
+    async def _serve(
+        self, stream: _Stream, frames: AsyncGenerator[bytes, None], stopping: asyncio.Future[None]
+    ) -> None:
+        pump = asyncio.create_task(stream.pump(frames))
+        watch = asyncio.create_task(stream.watch(self._keep_alive, self._stall))
+        try:
+            await asyncio.wait((pump, watch, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pump.cancel()
+            watch.cancel()
+            await until_done(pump, watch)
+        for task in (pump, watch):
+            if not task.cancelled():
+                task.result()
+        if pump.cancelled() and stopping.done():
+            await stream.cut_off()
 
 
-def events_past(*a, **k): ...
-def events_since_outputs(*a, **k): ...
-def events_until_stop(*a, **k): ...
+class _ReaderLeftError(Exception):
+    """The connection is gone."""
+
+
+class _Stream:
+    """One stream: a pump that waits for the reader, and a watch that never does."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse, clock: Clock) -> None:
+        self._request = request
+        self._response = response
+        self._clock = clock
+        self._written_at_ns = clock.time_ns()
+        self._has_ended = False
+
+    async def pump(self, frames: AsyncGenerator[bytes, None]) -> None:
+        """Write frame after frame, each when the reader has room for it, and the end of the answer."""
+        try:
+            async for frame in frames:
+                await self._write(frame)
+                await asyncio.sleep(0)  # one that has much to catch up with lets the others have their turns
+        except _ReaderLeftError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the status line has been sent
+            await self._tell(as_wire_error(error, self._request), error)
+        await self._end()
+
+    async def watch(self, keep_alive: timedelta, stall: timedelta) -> None:
+        """Fill silences, and return when the connection is gone, or was aborted because its reader takes nothing."""
+        delay, stuck, taken = min(keep_alive, stall), timedelta(), -1
+        while True:
+            await self._clock.sleep(delay)
+            transport = self._request.transport
+            if transport is None:
+                return
+            lying = transport.get_write_buffer_size()
+            taken_before, taken = taken, self._request.writer.output_size - lying
+            stuck = stuck + delay if lying and taken == taken_before else timedelta()
+            if stuck >= stall or transport.is_closing():
+                transport.abort()
+                return
+            silent = timedelta(microseconds=(self._clock.time_ns() - self._written_at_ns) // 1000)
+            if silent >= keep_alive and not lying and not self._has_ended:
+                await self._write(KEEP_ALIVE)
+            left = keep_alive - silent
+            delay = min(left if timedelta() < left < keep_alive else keep_alive, stall)
+
+    async def cut_off(self) -> None:
+        """End the answer because the server stops."""
+        transport = self._request.transport
+        if transport is not None and transport.get_write_buffer_size():
+            transport.abort()  # who knows when the reader would take what lies there
+            return
+        await self._tell(stopping_error())
+        await self._end()
+
+    async def _tell(self, told: WireError, error: Exception | None = None) -> None:
+        if error is not None and told.status >= _SERVER_ERROR:
+            ids = {"request_id": self._response.headers.get("x-request-id")}
+            _logger.warning("stream broken off", exc_info=error, extra=ids)
+        await self._write(error_frame(error_body(told)))
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            await self._response.write(data)
+            self._written_at_ns = self._clock.time_ns()
+            await self._request.writer.drain()
+        except ConnectionError as error:
+            raise _ReaderLeftError from error
+
+    async def _end(self) -> None:
+        self._has_ended = True
+        try:
+            await self._response.write_eof()
+        except ConnectionError as error:
+            raise _ReaderLeftError from error
+
+
+def stopping_error() -> WireError:
+    """Return what is told of a server that stops."""
+    text = "The server is stopping. Runs go on when it is back: take the stream up again after the last id that came."
+    return WireError(503, text, type="server_error")

@@ -23,7 +23,6 @@ from threadloom.models import (
     RunStepType,
     Thread,
     ToolCall,
-    Usage,
 )
 from threadloom.pages import Order, Page, page_of
 from threadloom.store import Claim, ThreadStore
@@ -206,18 +205,23 @@ class RunContext:
         )
 
     def add_usage(self, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """Add tokens to the run's ``usage``, which is written in the act that ends the run.
+        """Add tokens to the run's ``usage``, which is written in the act that ends the run or asks for tools.
 
         Not before: an attempt that is done again, be it after an exception, a crash or a worker's stop, starts from
         what the run had when it was claimed, so that its tokens count once. They are lost where the run is taken away
         from the worker by a forced status.
+
+        Against ``max_prompt_tokens`` and ``max_completion_tokens`` all attempts count: where one is passed, the run
+        ends at once as by ``incomplete`` with its name. What a killed worker had added since its last write is lost.
         """
         self._writer.check()
         for tokens in (prompt_tokens, completion_tokens):
             if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
                 raise InvalidInputError(f"Tokens are counted in whole numbers from 0 up, not {tokens!r}.")
-        added = Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
-        self._writer.usage = added if self._writer.usage is None else self._writer.usage + added
+        self._writer.tokens.add(prompt_tokens, completion_tokens)
+        passed = self._writer.tokens.passed_limit()
+        if passed is not None:
+            self.incomplete(passed)
 
     def fail(self, code: str, message: str) -> NoReturn:
         """End the run as ``failed``, without another attempt, and leave the handler by a ``BaseException``.

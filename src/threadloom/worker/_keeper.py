@@ -14,7 +14,7 @@ from attrs import frozen
 
 from threadloom.errors import InvalidTransitionError, LeaseLostError, NotFoundError, StoreError
 from threadloom.lifecycle import RunWrite
-from threadloom.models import Run, RunError, RunStatus
+from threadloom.models import IncompleteDetails, Run, RunError, RunStatus
 from threadloom.store import Claim, ThreadStore
 from threadloom.tasks import finish
 from threadloom.worker._context import RunContext
@@ -91,6 +91,10 @@ class RunKeeper:
         """Call the handler, wait for its end, and write what came of it. It raises nothing but a cancellation."""
         if self._cause is not None:
             await self.put_back()
+            return
+        passed = self._writer.tokens.passed_limit()
+        if passed is not None:
+            await self._close(self._ending(RunStatus.INCOMPLETE, incomplete_details=IncompleteDetails(passed)))
             return
         logger.info("run started", extra=self._ids)
         handler = self._handler = asyncio.create_task(self._call())
@@ -209,7 +213,10 @@ class RunKeeper:
         if self._cause is _Cause.LOST:
             await self._settle()
             return
-        status = await self._write_last(self._last_write(result))
+        await self._close(self._last_write(result))
+
+    async def _close(self, work: RunWrite) -> None:
+        status = await self._write_last(work)
         if status is not None:
             logger.info(_SAID.get(status, "run ended"), extra={**self._ids, "status": status})
 
@@ -220,33 +227,39 @@ class RunKeeper:
         )
 
     def _last_write(self, result: _Result) -> RunWrite:
-        usage = self._writer.usage
         match self._cause:
             case _Cause.ASKED | _Cause.LOST:
-                return RunWrite(status=RunStatus.CANCELLED, usage=usage)
+                return self._ending(RunStatus.CANCELLED)
             case _Cause.EXPIRED:
-                return RunWrite(status=RunStatus.EXPIRED, usage=usage)
+                return self._ending(RunStatus.EXPIRED)
         ending = self._writer.ending
         if ending is not None:
             # What comes with it is the next step, before which the one that was left open has to end.
             items = ending.items and self._writer.left_open() + ending.items
-            return attrs.evolve(ending, items=items, usage=usage)
+            tokens = self._writer.tokens
+            return attrs.evolve(ending, items=items, usage=tokens.usage, spent=tokens.spent_before)
         if self._cause is _Cause.STOPPING:
-            return RunWrite(status=RunStatus.QUEUED)
+            return RunWrite(status=RunStatus.QUEUED, spent=self._writer.tokens.spent)
         if isinstance(result, _Raised):
             return self._failing(result.error)
-        return RunWrite(items=self._completing(result), status=RunStatus.COMPLETED, usage=usage)
+        return self._ending(RunStatus.COMPLETED, items=self._completing(result))
+
+    def _ending(self, status: RunStatus, **fields: Any) -> RunWrite:
+        """Return the act that ends the run, with the tokens that it has come to."""
+        tokens = self._writer.tokens
+        return RunWrite(status=status, usage=tokens.usage, spent=tokens.spent_before, **fields)
 
     def _failing(self, error: BaseException) -> RunWrite:
         retry = self._options.retry
         if retry is not None and self._lease.attempt < retry.max_attempts:
             delay_ns = retry.delay_after(self._lease.attempt) // timedelta(microseconds=1) * 1_000
             retry_at = -(-(self._clock.time_ns() + delay_ns) // _SECOND_NS)
-            return RunWrite(status=RunStatus.QUEUED, attempt_failed=True, retry_at=retry_at)
+            spent = self._writer.tokens.spent
+            return RunWrite(status=RunStatus.QUEUED, spent=spent, attempt_failed=True, retry_at=retry_at)
         shown = raised(error)
         if isinstance(error, asyncio.CancelledError):
             shown = RunError("server_error", "The handler was cancelled from within.")
-        return RunWrite(status=RunStatus.FAILED, error=shown, usage=self._writer.usage)
+        return self._ending(RunStatus.FAILED, error=shown)
 
     def _completing(self, result: str | MessageWriter | None) -> Items:
         match result:
@@ -270,7 +283,7 @@ class RunKeeper:
                 await self._settle()
                 return None
             except InvalidTransitionError:  # it was asked to stop in the last moment
-                work = RunWrite(status=RunStatus.CANCELLED, usage=self._writer.usage)
+                work = self._ending(RunStatus.CANCELLED)
             except Exception as error:  # noqa: BLE001 - the worker goes on, and the run must not stay open
                 self.log_failure("write failed", error)
                 if work is failed:

@@ -40,6 +40,7 @@ class RunWorker:
     * The run is forced, or deleted: the handler's task is cancelled, and the run stays what it was forced to.
     * Its ``expires_at`` is past, or ``run_timeout``, which one call of the handler may take, counted anew for each
       attempt: the handler's task is cancelled, then the run is ``expired``.
+    * Its handler's tokens pass ``max_prompt_tokens`` or ``max_completion_tokens``, over all attempts: ``incomplete``.
     * The worker stops: handlers have ``grace`` to end, then they are cancelled and their runs go back to the queue,
       which is no failed attempt.
 

@@ -13,6 +13,7 @@ from threadloom.models import RunStatus, RunStep, RunStepStatus
 from threadloom.store import Claim, ThreadStore
 from threadloom.tasks import carried_out
 from threadloom.worker._past import Past
+from threadloom.worker._tokens import Tokens
 
 __all__ = ["Items", "Part", "RunEnding", "RunWriter"]
 
@@ -45,7 +46,7 @@ class RunWriter:
         self.run = claim.run
         self.past = Past(claim.run)
         # What the act that ends the run is going to say of it: the tokens so far, and what the handler decided.
-        self.usage = claim.run.usage
+        self.tokens = Tokens(claim.run)
         self.ending: RunWrite | None = None
         self._store = store
         self._lease = claim.lease
@@ -144,7 +145,9 @@ class RunWriter:
     async def _write(self, *items: Items) -> None:
         self.check()
         all_items = tuple(item for some in items for item in some)
-        await self._store.write_run(self._lease, RunWrite(items=all_items))
+        spent = self.tokens.to_tell()
+        await self._store.write_run(self._lease, RunWrite(items=all_items, spent=spent))
+        self.tokens.note_told(spent)
         for item in all_items:
             if isinstance(item, RunStep) and item.status is RunStepStatus.COMPLETED:
                 self.past.reach(item)

@@ -14,7 +14,7 @@ from threadloom.stores.files import _log as log
 from threadloom.stores.files._dead import Told
 from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, LogFile, digest
 from threadloom.stores.files._layout import Layout
-from threadloom.stores.files._writes import Append, Make, Put, Unchanged
+from threadloom.stores.files._writes import Append, Make, Put, Unchanged, Write
 
 __all__ = ["Again", "decisive", "is_torn_form", "retractions"]
 
@@ -48,18 +48,41 @@ class Again:
                     self._append(write)
 
     def _stands(self, act: Told) -> bool:
-        """Return whether an act is to be, or was, made: no foreign program has replaced its record before it."""
-        record = None if act.is_done else decisive(act)
-        if record is None:
+        """Return whether an act is to be, or was, made: no foreign program has replaced a record before it.
+
+        The first record that it puts in place is the point of no return: where one of several is there, so are all
+        going to be, and what a foreign program wrote into another counts as written afterwards, and stays.
+        """
+        if act.is_done:
             return True
+        records = decisive(act)
+        found = [self._digest_at(record.path) for record in records]
+        if all(seen in {None, record.old} for seen, record in zip(found, records, strict=True)):
+            return not self._is_anothers(act)
+        # What comes after the records is there only if they were.
+        return any(self._is_made(write) for write in act.writes if write not in records or isinstance(write, Put))
+
+    def _is_made(self, write: Write) -> bool:
+        match write:
+            case Append(path) if path.name != "messages.jsonl":
+                return self._is_there(write)
+            case Put(path, data, old):
+                return digest(data) == self._digest_at(path) != old
+            case Make(path):
+                return self._disk.exists(path)
+        return False
+
+    def _is_anothers(self, act: Told) -> bool:
+        """Return whether a thread that an act was to make is another's: a key is put in place before its thread."""
+        return isinstance(act.writes[0], Put) and any(
+            path.parent == self._layout.root and self._disk.exists(path) for path in act.made
+        )
+
+    def _digest_at(self, path: Path) -> str | None:
         try:
-            found = digest(self._disk.read(record.path))
+            return digest(self._disk.read(path))
         except FileNotFoundError:
-            return True
-        if found == record.old or (isinstance(record, Put) and found == digest(record.data)):
-            return True
-        last = act.writes[-1]  # the events come last: where they are there, so was all the rest
-        return isinstance(last, Append) and self._is_there(last)
+            return None
 
     def _take_back(self, act: Told) -> None:
         for write in act.writes:
@@ -80,7 +103,7 @@ class Again:
             return
         for name, data in files.items():
             found = self._disk.read(path / name) if self._disk.exists(path / name) else b""
-            if is_torn_form(found, data):
+            if found != data and is_torn_form(found, data):
                 self._disk.replace(path / name, data)
             elif path.joinpath(name).suffix == ".jsonl" and is_torn_form(found[: len(data)], data):
                 self._disk.write_at(path / name, 0, data)  # a log, that had grown since, and of which the rest was kept
@@ -130,12 +153,9 @@ class Again:
             return False
 
 
-def decisive(act: Told) -> Put | Unchanged | None:
-    """Return what an act does with the record by which it stands or falls."""
-    return next(
-        (write for write in act.writes if isinstance(write, Put | Unchanged) and write.path.parent.name != "steps"),
-        None,
-    )
+def decisive(act: Told) -> list[Put | Unchanged]:
+    """Return what an act does with the records by which it stands or falls."""
+    return [write for write in act.writes if isinstance(write, Put | Unchanged) and write.path.parent.name != "steps"]
 
 
 def retractions(offset: int, lines: bytes) -> bytes:

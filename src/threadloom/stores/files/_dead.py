@@ -14,7 +14,7 @@ from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._journal import LEFT, parsed_entry
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._owner import Key, holder_of, is_our_key, lives, our_key
-from threadloom.stores.files._writes import Write, from_json
+from threadloom.stores.files._writes import Make, Write, from_json
 
 __all__ = ["DeadJournal", "Journals", "Told"]
 
@@ -33,6 +33,15 @@ class Told:
     writes: tuple[Write, ...]
     is_done: bool = False
     is_retracted: bool = False
+
+    def concerns(self, place: str, root: Path) -> bool:
+        """Return whether it writes in a thread or another place with a lock: where it was begun, or makes it."""
+        return place == self.thread_id or root / place in self.made
+
+    @property
+    def made(self) -> list[Path]:
+        """The directories that it makes."""
+        return [write.path for write in self.writes if isinstance(write, Make)]
 
 
 @define(eq=False)
@@ -55,13 +64,9 @@ class DeadJournal:
         durable = {number for mark in synced for number in self.done_before.get(mark, ())}
         return [act for act in self.acts.values() if act.number not in durable]
 
-    def left(self, thread_id: str | None = None) -> list[Told]:
-        """Return the acts that may be half done after the death of the process, in one thread or all."""
-        return [
-            act
-            for act in self.acts.values()
-            if not act.is_done and act.number not in self.redone and thread_id in {None, act.thread_id}
-        ]
+    def left(self) -> list[Told]:
+        """Return the acts that may be half done after the death of the process."""
+        return [act for act in self.acts.values() if not act.is_done and act.number not in self.redone]
 
     def take_in(self, entry: dict[str, Any], root: Path) -> None:
         """Take in the next line; ``ValueError`` where it says nothing that is known."""
@@ -133,6 +138,10 @@ class Journals:
         self._look()
         gone = [name for name, peer in self._peers.items() if peer.is_gone]
         return [journal for name in gone if (journal := self._dead_journal(name)) is not None]
+
+    def again(self, journal: DeadJournal) -> DeadJournal | None:
+        """Return what a journal says by now, or none where another process has carried all of it out."""
+        return self._dead_journal(journal.path.name) if journal.path.name in self._peers else None
 
     def living(self) -> set[str]:
         """Return the names of the stores that are open, in this process and others."""

@@ -18,11 +18,14 @@ from attrs import frozen
 from threadloom.clock import Clock
 from threadloom.errors import SerializationError
 from threadloom.models import Run
+from threadloom.stores.files._assistants import Assistants
 from threadloom.stores.files._claims import Claims, Taken, Taking
 from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._journal import Journal
+from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._new_runs import NewRuns
 from threadloom.stores.files._queue import TurnBook
 from threadloom.stores.files._recovery import Recovery
 from threadloom.stores.files._redo import Redo
@@ -81,8 +84,15 @@ class Parts:
         self.redo = Redo(layout, self.disk, boot, turns.rebuild)
         self.journal = Journal(layout.journals, layout.root, self.disk, name, boot=boot, power=power)
         self.committer = Committer(layout, self.disk, self.journal, self.redo)
-        self.threads = Threads(layout, self.disk, self.committer, self.redo)
-        self.runs = Runs(layout, self.disk, self.committer, self.threads, turns=turns, time_ns=options.clock.time_ns)
+        self.keys = keys = Keys(layout, self.disk, self.redo)
+        self.assistants = Assistants(layout, self.disk, self.committer, self.redo, keys)
+        self.threads = Threads(layout, self.disk, self.committer, self.redo, keys)
+        self.runs = Runs(
+            layout, self.disk, self.committer, self.threads, keys=keys, turns=turns, time_ns=options.clock.time_ns
+        )
+        self.new_runs = NewRuns(
+            layout, self.disk, self.committer, self.threads, self.runs, keys=keys, time_ns=options.clock.time_ns
+        )
         self._executor = ThreadPoolExecutor(3, thread_name_prefix="threadloom")
         self.writer = Hop(
             self._executor,

@@ -13,8 +13,8 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import attrs
@@ -53,8 +53,15 @@ class Redo:
 
     # Of processes that were killed
 
+    @contextmanager
+    def holding(self, place: str) -> Iterator[None]:
+        """Hold the lock of a thread, or of another place that has one, in which nothing is half done."""
+        with locked(self._layout.thread(place)):
+            self.in_thread(place)
+            yield
+
     def in_thread(self, thread_id: str) -> None:
-        """Carry out what was left in a thread whose lock is held."""
+        """Carry out what was left in a thread, or another place, whose lock is held."""
         with self._mutex:
             while self._open_acts.get(thread_id):
                 self._carry_out_own(*self._open_acts[thread_id][0])
@@ -105,30 +112,49 @@ class Redo:
 
     def _bury(self, journal: DeadJournal) -> None:
         is_whole = True
-        for thread_id in {act.thread_id for act in journal.left()}:
-            directory = self._layout.thread(thread_id)
+        for place in {act.thread_id for act in journal.left()}:
+            directory = self._layout.thread(place)
             try:
                 # A thread that is not there was deleted, or was about to be made: nobody else has anything to do in it.
                 with locked(directory) if self._disk.exists(directory) else nullcontext():
-                    self._finish(journal, thread_id)
+                    self._finish(journal, place)
             except LockedElsewhereError:
                 is_whole = False  # whoever has the lock has carried it out, or is frozen; the others need not wait
         if is_whole:
             self._remove([journal])
 
-    def _finish(self, journal: DeadJournal, thread_id: str) -> None:
-        left = journal.left(thread_id)
+    def _finish(self, journal: DeadJournal, place: str) -> None:
+        """Carry out what concerns a place whose lock is held."""
+        left = self._left(journal, place)
         if not left:
             return
+        with ExitStack() as locks:
+            others = {act.thread_id for act in left} | {path.name for act in left for path in self._threads_of(act)}
+            for other in sorted(others - {place}):
+                with suppress(FileNotFoundError):
+                    locks.enter_context(locked(self._layout.thread(other)))
+                # Who had it may have done the same, and deleted a thread that is not to come back.
+                left = self._left(self._journals.again(journal), place)
+            self._carry_out(journal, left)
+
+    def _left(self, journal: DeadJournal | None, place: str) -> list[Told]:
+        acts = [] if journal is None else journal.left()
+        return [act for act in acts if act.concerns(place, self._layout.root)]
+
+    def _threads_of(self, act: Told) -> list[Path]:
+        return [path for path in act.made if path.parent == self._layout.root]
+
+    def _carry_out(self, journal: DeadJournal, left: list[Told]) -> None:
         for act in left:
             self._again.carry_out(act, {}, is_torn=False)
         with suppress(FileNotFoundError):  # another process has done the same, in other threads the rest
             add_entries(journal.path, [{"redone": act.number} for act in left], sync=False)
         journal.redone.update(act.number for act in left)
-        with suppress(StoreError, NotFoundError):
-            self._renew_index(thread_id)
-        ids = {"thread_id": thread_id, "path": str(journal.path)}
-        _logger.warning("write finished for a process that is gone", extra=ids)
+        for place in {act.thread_id for act in left}:
+            with suppress(StoreError, NotFoundError):
+                self._renew_index(place)
+            ids = {"thread_id": place, "path": str(journal.path)}
+            _logger.warning("write finished for a process that is gone", extra=ids)
 
     # Of before a power cut
 
@@ -143,8 +169,7 @@ class Redo:
             foreign = self._foreign(acts)
             older: dict[Path, set[str]] = {}
             for act in sorted(acts, key=lambda act: act.at):
-                record = decisive(act)
-                is_made = act.is_done or record is None or record.path not in foreign
+                is_made = act.is_done or not any(record.path in foreign for record in decisive(act))
                 self._again.carry_out(attrs.evolve(act, is_done=is_made), older, is_torn=True)
             for journal in journals:
                 # For a start after this one, which may find it once more.

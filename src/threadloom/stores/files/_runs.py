@@ -10,70 +10,44 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import attrs
-from attrs import define
+from attrs import define, frozen
 
 from threadloom import codec, lifecycle
-from threadloom.checks import MetadataChange, OnBusy, new_metadata
+from threadloom.checks import IdempotencyKey, MessageOnBusy, MetadataChange, new_metadata
 from threadloom.errors import (
     ActiveRunError,
     LeaseLostError,
     NotFoundError,
-    RunAlreadyExistsError,
     RunNotFoundError,
     RunStepAlreadyExistsError,
-    RunStepNotFoundError,
-    SerializationError,
     StoreError,
 )
-from threadloom.events import Checkpoint, EventType, RunEvent, RunLog
-from threadloom.ids import is_id
+from threadloom.events import EventType, RunEvent, RunLog
 from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
 from threadloom.models import Message, MessageStatus, Run, RunError, RunStatus, RunStep, RunStepStatus
-from threadloom.pages import Page, page_of
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk, Held, LogFile
+from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._queue import Turn, TurnBook
-from threadloom.stores.files._records import (
-    dumped,
-    read_record,
-    rewritten,
-    setting_aside,
-    starting_over_after_foreign_writes,
-)
-from threadloom.stores.files._threads import PageRequest, Sight, Threads
+from threadloom.stores.files._records import dumped, rewritten, starting_over_after_foreign_writes
+from threadloom.stores.files._run_files import RunFiles
+from threadloom.stores.files._threads import Threads
 from threadloom.stores.files._writer import Work
-from threadloom.stores.files._writes import Append, Make, Put, Unchanged, Write
+from threadloom.stores.files._writes import Append, Put, Unchanged
 
-__all__ = ["Runs"]
+__all__ = ["Planned", "Runs"]
 
 _logger = logging.getLogger("threadloom")
 
 _MOST_KNOWN_LOGS = 4_096
-_MOST_EVENT_BYTES_A_READ = 1 << 20
 _DELTAS = frozenset({EventType.MESSAGE_DELTA, EventType.STEP_DELTA})
 
 Decide = Callable[[RunRecord, RunLog], Change | None]
-
-# What says where a run is, not what was asked for: never taken from its events when another program left it out.
-_NOT_RESTORED = frozenset(
-    {
-        "status",
-        "last_error",
-        "required_action",
-        "incomplete_details",
-        "completed_at",
-        "failed_at",
-        "cancelled_at",
-        "retry_at",
-    }
-)
 
 
 @define
@@ -85,8 +59,29 @@ class _KnownLog:
     log: RunLog
 
 
-class Runs:
-    """Runs, steps and events on disk."""
+@frozen
+class Planned:
+    """What a change of a run writes, but for the messages, which with those of other runs go into one append."""
+
+    old: Run
+    change: Change
+    record: tuple[Put | Unchanged, ...]
+    steps: tuple[Put, ...]
+    events: tuple[Append, ...]
+
+    @property
+    def run(self) -> Run:
+        """The run as it is then."""
+        return self.change.record.run
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it brings the run to its end."""
+        return self.run.status.is_terminal and any(isinstance(write, Put) for write in self.record)
+
+
+class Runs(RunFiles):
+    """Runs, steps and events on disk, and how they are changed."""
 
     def __init__(
         self,
@@ -95,72 +90,25 @@ class Runs:
         committer: Committer,
         threads: Threads,
         *,
+        keys: Keys,
         turns: TurnBook,
         time_ns: Callable[[], int],
     ) -> None:
-        self._layout = layout
-        self._disk = disk
+        super().__init__(layout, disk, threads)
         self._committer = committer
-        self._threads = threads
+        self._keys = keys
         self._now = time_ns
         self.turns = turns
         self._known_logs: OrderedDict[tuple[str, str], _KnownLog] = OrderedDict()
-        self._last_sequence = 0
 
     # Runs
-
-    def create(self, thread_id: str, run: Run, on_busy: OnBusy) -> Work[Run]:
-        with self._threads.locked(thread_id):
-            if self._disk.exists(self._layout.run(thread_id, run.id)):
-                raise RunAlreadyExistsError(thread_id, run.id)
-            turn = self.turns.read(thread_id)
-            if on_busy == "reject" and not run.status.is_terminal:
-                yield from self._check_not_busy(thread_id, turn)
-            now_ns = self._now()
-            # By the clock between processes; rising strictly in a thread, and in a process, whatever the clock does.
-            sequence = max(now_ns // 1_000, turn.last_sequence + 1, self._last_sequence + 1)
-            self._last_sequence = sequence
-            change = lifecycle.create(
-                run,
-                sequence=sequence,
-                messages_before=self._threads.end_of_messages(thread_id),
-                now_ns=now_ns,
-            )
-            files = {"status.json": dumped(change.record), "events.jsonl": log.dumped_lines(change.events)}
-            if run.status.is_terminal:
-                self.turns.note(thread_id, turn, sequence)
-            else:
-                # The index first: it may name a run that was never made, but must not miss one that was.
-                self.turns.enter(thread_id, turn, sequence, run.id)
-
-            def then() -> None:
-                if run.status is RunStatus.QUEUED:
-                    self.turns.announce(thread_id)
-
-            made = Make(self._layout.run(thread_id, run.id), files)
-            yield from self._committer.commit(thread_id, made, then=then)
-            return change.record.run
-
-    def _check_not_busy(self, thread_id: str, turn: Turn) -> Work[None]:
-        active = yield from self.active_records(thread_id, turn)
-        if active:
-            raise ActiveRunError(thread_id, active[0].run.id)
-
-    def get(self, thread_id: str, run_id: str) -> Run:
-        return self.record(thread_id, run_id).run
-
-    def page(self, thread_id: str, request: PageRequest) -> Page[Run]:
-        self._threads.check_exists(thread_id)
-        damaged: list[StoreError] = []
-        runs = list(self._all_runs(thread_id, damaged))
-        return attrs.evolve(page_of(runs, _id, "runs of the thread", **request.options), damaged=tuple(damaged))
 
     def update(self, thread_id: str, run_id: str, change: MetadataChange) -> Work[Run]:
         path = self._layout.status(thread_id, run_id)
 
         def act() -> Work[Run]:
-            with self._held(thread_id, run_id) as held:
-                old = self._record(thread_id, run_id, held.data)
+            with self.held(thread_id, run_id) as held:
+                old = self.decoded(thread_id, run_id, held.data)
                 run = attrs.evolve(old.run, metadata=new_metadata(old.run.metadata, change))
                 new = rewritten(held, old, attrs.evolve(old, run=run))
                 yield from self._committer.commit(thread_id, Put.over(held, new))
@@ -187,18 +135,13 @@ class Runs:
         path = self._layout.status(thread_id, run_id)
 
         def act() -> Work[Run]:
-            with self._held(thread_id, run_id) as held:
-                old = self._record(thread_id, run_id, held.data)
+            with self.held(thread_id, run_id) as held:
+                old = self.decoded(thread_id, run_id, held.data)
                 new = lifecycle.force_status(old, RunLog(), status, error, now_ns=self._now()).record
                 yield from self._committer.commit(thread_id, Put.over(held, rewritten(held, old, new)))
                 return new.run
 
         return starting_over_after_foreign_writes(path, act)
-
-    def open_steps(self, thread_id: str, run_id: str) -> list[RunStep]:
-        """Return the steps that are not closed, as they lie there."""
-        steps = self._all_steps(thread_id, run_id, [])
-        return [step for step in steps if step.status is RunStepStatus.IN_PROGRESS]
 
     def write(self, lease: Lease, work: RunWrite) -> Work[Run]:
         try:
@@ -212,33 +155,36 @@ class Runs:
         except NotFoundError:
             raise LeaseLostError(lease.run_id, lease.worker_id) from None
 
-    def check_lease(self, lease: Lease) -> Run:
-        try:
-            record = self.record(lease.thread_id, lease.run_id)
-        except NotFoundError:
-            raise LeaseLostError(lease.run_id, lease.worker_id) from None
-        if not lifecycle.holds(record, lease):
-            raise LeaseLostError(lease.run_id, lease.worker_id)
-        return record.run
-
-    def append_message(self, thread_id: str, run_id: str, message: Message) -> Work[None]:
-        """Append a message that names a run, and say so in the run's events where the run is there."""
-        try:
-            yield from self._act(
-                thread_id,
-                run_id,
-                lambda record, known: lifecycle.append_message(record, known, message, now_ns=self._now()),
-            )
-        except RunNotFoundError:
-            yield from self._threads.append_one(thread_id, message)
+    def append_message(
+        self, thread_id: str, message: Message, on_busy: MessageOnBusy, key: IdempotencyKey | None
+    ) -> Work[Message]:
+        """Append a message; one that names a run is told of in the run's events, where the run is there."""
+        path = self._keys.within(thread_id, "message", key)
+        with self._threads.locked(thread_id):
+            created = self._keys.made_before(path, key, Message)
+            if created is not None:
+                return created
+            if on_busy == "reject":
+                yield from self.check_not_busy(thread_id)
+            put = self._keys.putting(path, key, message)
+            if message.run_id is not None and self._disk.exists(self._layout.run(thread_id, message.run_id)):
+                yield from self.act_locked(
+                    thread_id,
+                    message.run_id,
+                    lambda record, known: lifecycle.append_message(record, known, message, now_ns=self._now()),
+                    *put,
+                )
+            else:
+                yield from self._committer.commit(thread_id, self._threads.appending(thread_id, message), *put)
+        return message
 
     def delete_thread(self, thread_id: str, *, force: bool) -> Work[list[str]]:
         """Remove a thread; return the ids of the runs that went with it."""
         trash = self._layout.trash / f"{thread_id}-{secrets.token_hex(8)}"
         with self._threads.locked(thread_id):
             if not force:
-                yield from self._check_not_busy(thread_id, self.turns.read(thread_id))
-            run_ids = self._run_ids(thread_id)
+                yield from self.check_not_busy(thread_id)
+            run_ids = self.run_ids(thread_id)
             # No journal is to tell of it when it is gone, or another has taken its place.
             self._committer.make_durable()
             self._disk.move(self._layout.thread(thread_id), trash)
@@ -249,28 +195,6 @@ class Runs:
             # The lock goes with the directory, and says that somebody is at it.
             self._disk.remove_tree(trash)
         return run_ids
-
-    def sight_of(self, thread_id: str, run_id: str) -> Sight:
-        """Return which messages the handler of a run is given."""
-        run = self.record(thread_id, run_id).run
-        before = run.messages_before
-        is_earlier: dict[str | None, bool] = {run_id: True}
-
-        def sees(offset: int, written_by: str | None) -> bool:
-            if before is None or offset < before:
-                return True
-            if written_by not in is_earlier:
-                is_earlier[written_by] = written_by is not None and self._comes_before(thread_id, written_by, run)
-            return is_earlier[written_by]
-
-        return sees
-
-    def _comes_before(self, thread_id: str, run_id: str, run: Run) -> bool:
-        try:
-            other = self.record(thread_id, run_id).run
-        except (NotFoundError, StoreError, OSError):
-            return False  # a run of another store or a damaged one is no reason to hide the rest
-        return _place(other) < _place(run)
 
     # Steps
 
@@ -286,7 +210,7 @@ class Runs:
         self, thread_id: str, run_id: str, step_id: str, decide: Callable[[RunRecord, RunLog, RunStep], Change]
     ) -> Work[RunStep]:
         def decide_on_step(record: RunRecord, known: RunLog) -> Change:
-            return decide(record, known, self._read_step(thread_id, run_id, step_id))
+            return decide(record, known, self.read_step(thread_id, run_id, step_id))
 
         return self._act_on_step(thread_id, run_id, decide_on_step)
 
@@ -302,31 +226,11 @@ class Runs:
         # A copy: the log that is kept in memory has the other, and what is handed out may be changed by who has it.
         return attrs.evolve(changed[0], metadata=dict(changed[0].metadata))
 
-    def get_step(self, thread_id: str, run_id: str, step_id: str) -> RunStep:
-        self.record(thread_id, run_id)
-        return self._read_step(thread_id, run_id, step_id)
-
-    def page_of_steps(self, thread_id: str, run_id: str, request: PageRequest) -> Page[RunStep]:
-        self.record(thread_id, run_id)
-        damaged: list[StoreError] = []
-        steps = self._all_steps(thread_id, run_id, damaged)
-        return attrs.evolve(page_of(steps, _id, "steps of the run", **request.options), damaged=tuple(damaged))
-
-    def _read_step(self, thread_id: str, run_id: str, step_id: str) -> RunStep:
-        try:
-            return read_record(self._disk, self._layout.step(thread_id, run_id, step_id), RunStep)
-        except FileNotFoundError:
-            raise RunStepNotFoundError(run_id, step_id) from None
-
-    def _all_steps(self, thread_id: str, run_id: str, damaged: list[StoreError]) -> list[RunStep]:
-        steps: list[RunStep] = []
-        for name in self._disk.names(self._layout.steps(thread_id, run_id)):
-            step_id = name.removesuffix(".json")
-            if step_id == name or not is_id(step_id):
-                continue
-            with setting_aside(damaged, f"read step {step_id!r}"):
-                steps.append(self._read_step(thread_id, run_id, step_id))
-        return sorted(steps, key=_place)
+    def check_not_busy(self, thread_id: str) -> Work[None]:
+        """Raise ``ActiveRunError`` where a run of the thread is not settled."""
+        active = yield from self.active_records(thread_id, self.turns.read(thread_id))
+        if active:
+            raise ActiveRunError(thread_id, active[0].run.id)
 
     def active_records(self, thread_id: str, turn: Turn) -> Work[list[RunRecord]]:
         """Return the runs of a thread that are not settled, in order, and drop from its turn those that are.
@@ -358,97 +262,74 @@ class Runs:
 
     # Events
 
-    def read_events(
-        self, thread_id: str, run_id: str, position: tuple[int, int] | None
-    ) -> tuple[list[RunEvent], tuple[int, int] | None]:
-        path = self._layout.events(thread_id, run_id)
-        try:
-            with LogFile(path) as file:
-                inode, start = position or (file.inode, 0)
-                if inode != file.inode or start > file.size:
-                    start = 0  # another log is in its place, or another program has cut it
-                stop = min(log.end_of_lines(file), start + _MOST_EVENT_BYTES_A_READ)
-                events, end = self._parsed_events(file, start, stop, at_least_one=stop < file.size)
-                return events, (file.inode, end)
-        except FileNotFoundError:
-            self.record(thread_id, run_id)
-            return [], None
-
-    def _parsed_events(
-        self, file: LogFile, start: int, stop: int, *, at_least_one: bool = False
-    ) -> tuple[list[RunEvent], int]:
-        events: list[RunEvent] = []
-        position = start
-        for offset, line in log.lines(file, start, stop):
-            position = offset + len(line) + 1
-            # Before a NUL stood pieces of a streamed text, which a power cut may take, and leave a hole in the log.
-            record = log.parsed(file.path, (offset, line.rpartition(b"\0")[2]))
-            if record is None:
-                continue
-            try:
-                events.append(_event(record, file.path, offset))
-            except SerializationError as error:
-                _logger.warning("event set aside", extra={"path": str(file.path)}, exc_info=error)
-        if position == start and at_least_one and stop > start:
-            # A line longer than one read: take as much more as it needs.
-            return self._parsed_events(file, start, log.end_of_lines(file))
-        return events, position
-
     # One act
 
     def _act(self, thread_id: str, run_id: str, decide: Decide) -> Work[Run]:
         with self._threads.locked(thread_id):
             return (yield from self.act_locked(thread_id, run_id, decide))
 
-    def act_locked(self, thread_id: str, run_id: str, decide: Decide) -> Work[Run]:
-        """Return the run after the change that ``decide`` makes of it, in a thread whose lock is held."""
+    def act_locked(self, thread_id: str, run_id: str, decide: Decide, *others: Put) -> Work[Run]:
+        """Return the run after the change that ``decide`` makes of it, in a thread whose lock is held.
+
+        ``others`` are new files that come with the change.
+        """
 
         def act() -> Work[Run]:
-            with self._held(thread_id, run_id) as held:
-                record = self._record(thread_id, run_id, held.data)
-                change = decide(record, self._known_log(thread_id, run_id, record.run.sequence))
+            with self.held(thread_id, run_id) as held:
+                record = self.decoded(thread_id, run_id, held.data)
+                change = decide(record, self.known_log(thread_id, run_id, record.run.sequence))
                 if change is None:
                     return record.run
-                yield from self._commit(held, record, change)
+                yield from self._commit(self.planned(held, record, change), others)
                 return change.record.run
 
         return starting_over_after_foreign_writes(self._layout.status(thread_id, run_id), act)
 
-    def _commit(self, held: Held, old: RunRecord, change: Change) -> Work[None]:
+    def planned(self, held: Held, old: RunRecord, change: Change) -> Planned:
+        """Return what a change writes, all in bytes: what cannot be kept as JSON has changed nothing."""
         run = change.record.run
-        # All is put into bytes before the first of them is written: what cannot be kept as JSON changes nothing.
-        writes: list[Write] = []
-        if change.messages:
-            writes.append(self._threads.appending(run.thread_id, *change.messages))
+        record: tuple[Put | Unchanged, ...] = ()
         # Also where another program dropped the keys that were found again in the events: once, not at each reading.
         is_bare = old.run.sequence is not None and b'"sequence"' not in held.data
         if change.record != old or is_bare:
-            writes.append(Put.over(held, rewritten(held, old, change.record)))
+            record = (Put.over(held, rewritten(held, old, change.record)),)
         elif change.messages or change.steps or change.events:
             # Also under a lock: it may be forced past one whose process was frozen (and woke up here).
-            writes.append(Unchanged.of(held))
-        writes += [self._putting(step) for step in change.steps]
-        if change.events:
-            writes.append(self._appending(run, change.events))
+            record = (Unchanged.of(held),)
+        steps = tuple(self._putting(step) for step in change.steps)
+        return Planned(old.run, change, record, steps, self._appending(run, change.events) if change.events else ())
+
+    def _commit(self, plan: Planned, others: Sequence[Put]) -> Work[None]:
+        run = plan.run
+        messages = plan.change.messages
+        appended = (self._threads.appending(run.thread_id, *messages),) if messages else ()
+        writes = [*appended, *plan.record, *plan.steps, *others, *plan.events]
         if not writes:
             return
-        if old.run.status.is_terminal and not run.status.is_terminal:
+        if plan.old.status.is_terminal and not run.status.is_terminal:
             # The index first, as it may name too many runs, but not too few.
             self.turns.enter(run.thread_id, self.turns.read(run.thread_id), run.sequence or 0, run.id)
-        is_lasting = bool(change.steps) or any(event.type not in _DELTAS for event in change.events)
-        # Forgotten until all is written: after a failure the file is read again and says how far it came.
-        known = self._known_logs.pop((run.thread_id, run.id), None)
+        is_lasting = bool(plan.steps or others) or any(event.type not in _DELTAS for event in plan.change.events)
+        then = self.before(plan)
+        yield from self._committer.commit(run.thread_id, *writes, sync=is_lasting, then=then)
+        yield from self.settle_what_came_past(plan)
+
+    def before(self, plan: Planned) -> Callable[[], None]:
+        """Forget what is known of a run that is about to change; return what is to be called when it has."""
+        # After a failure the file is read again and says how far it came.
+        known = self._known_logs.pop((plan.run.thread_id, plan.run.id), None)
 
         def then() -> None:
-            self._learn(run, known, change.events, writes[-1])
-            self._requeue(old.run, run)
+            self._learn(plan, known)
+            self._requeue(plan.old, plan.run)
 
-        yield from self._committer.commit(run.thread_id, *writes, sync=is_lasting, then=then)
-        if run.status.is_terminal and change.record != old:
-            yield from self._settle_what_came_past(run)
+        return then
 
-    def _settle_what_came_past(self, run: Run) -> Work[None]:
+    def settle_what_came_past(self, plan: Planned) -> Work[None]:
         """Let a run that was forced past our lock, after its record and before its events, end as it was forced to."""
+        run = plan.run
+        if not plan.is_end:
+            return
         try:
             status = self.record(run.thread_id, run.id).run.status
         except (NotFoundError, StoreError, OSError):
@@ -469,18 +350,18 @@ class Runs:
             put = Put(path, dumped(step))
         return attrs.evolve(put, held=None, merged=merged)
 
-    def _appending(self, run: Run, events: tuple[RunEvent, ...]) -> Append:
+    def _appending(self, run: Run, events: Iterable[RunEvent]) -> tuple[Append]:
         path = self._layout.events(run.thread_id, run.id)
-        return Append(path, log.mended_end(self._disk, path, self._layout.damaged), log.dumped_lines(events))
+        return (Append(path, log.mended_end(self._disk, path, self._layout.damaged), log.dumped_lines(events)),)
 
-    def _learn(self, run: Run, known: _KnownLog | None, events: tuple[RunEvent, ...], last: Write) -> None:
+    def _learn(self, plan: Planned, known: _KnownLog | None) -> None:
         """Take in what was appended to the log of a run that goes on."""
-        if known is None or run.status.is_terminal or not isinstance(last, Append) or known.size != last.offset:
+        if known is None or plan.run.status.is_terminal or not plan.events or known.size != plan.events[0].offset:
             return
-        for event in events:
+        for event in plan.change.events:
             known.log.apply(_detached(event))
-        known.size += len(last.data)
-        self._known_logs[run.thread_id, run.id] = known
+        known.size += len(plan.events[0].data)
+        self._known_logs[plan.run.thread_id, plan.run.id] = known
 
     def _requeue(self, old: Run, run: Run) -> None:
         if run.status.is_terminal:
@@ -491,53 +372,7 @@ class Runs:
         elif run.status is RunStatus.QUEUED and old.status is not RunStatus.QUEUED:
             self.turns.announce(run.thread_id)
 
-    # What lies there
-
-    def _held(self, thread_id: str, run_id: str) -> Held:
-        try:
-            return Held(self._layout.status(thread_id, run_id))
-        except FileNotFoundError:
-            raise self._missing(thread_id, run_id) from None
-
-    def record(self, thread_id: str, run_id: str) -> RunRecord:
-        """Return the record of a run as it lies there."""
-        try:
-            data = self._disk.read(self._layout.status(thread_id, run_id))
-        except FileNotFoundError:
-            raise self._missing(thread_id, run_id) from None
-        return self._record(thread_id, run_id, data)
-
-    def _missing(self, thread_id: str, run_id: str) -> Exception:
-        try:
-            self._threads.check_exists(thread_id)
-        except (NotFoundError, StoreError) as error:
-            return error
-        status = self._layout.status(thread_id, run_id)
-        if self._disk.exists(status.parent) and not self._disk.exists(status):
-            return SerializationError(status, "the run's directory is there without it")
-        # Where both are there by now, the run was made between the two looks; when it was asked for, it was not.
-        return RunNotFoundError(thread_id, run_id)
-
-    def _record(self, thread_id: str, run_id: str, data: bytes) -> RunRecord:
-        """Return the record that ``data`` holds, with what another program dropped of it when it wrote it anew."""
-        path = self._layout.status(thread_id, run_id)
-        raw = codec.load(data, path)
-        record = codec.from_record(raw, RunRecord, path)
-        if record.run.sequence is not None:
-            return record
-        known = RunLog()
-        try:
-            with LogFile(self._layout.events(thread_id, run_id)) as file:
-                for event in self._parsed_events(file, 0, log.end_of_lines(file))[0]:
-                    known.apply(event)
-        except FileNotFoundError:
-            return record
-        if known.run is None or known.run.sequence is None:
-            return record
-        kept = {key: value for key, value in codec.to_record(known.run).items() if key not in _NOT_RESTORED}
-        return codec.from_record(kept | raw, RunRecord, path)
-
-    def _known_log(self, thread_id: str, run_id: str, sequence: int | None) -> RunLog:
+    def known_log(self, thread_id: str, run_id: str, sequence: int | None) -> RunLog:
         known = self._known_logs.get((thread_id, run_id))
         if known is not None and known.log.run is not None and known.log.run.sequence != sequence:
             known = None  # of a run that was deleted: another has its id, and its log may have the same inode
@@ -549,7 +384,7 @@ class Runs:
             if known is None or known.inode != file.inode or known.size > file.size:
                 known = _KnownLog(file.inode, 0, RunLog())
             if known.size < file.size:
-                events, known.size = self._parsed_events(file, known.size, log.end_of_lines(file))
+                events, known.size = self.parsed_events(file, known.size, log.end_of_lines(file))
                 for event in events:
                     known.log.apply(event)
         self._known_logs[thread_id, run_id] = known
@@ -558,30 +393,6 @@ class Runs:
             self._known_logs.popitem(last=False)
         return known.log
 
-    def _run_ids(self, thread_id: str) -> list[str]:
-        return [name for name in self._disk.subdirectories(self._layout.runs(thread_id)) if is_id(name)]
-
-    def _all_runs(self, thread_id: str, damaged: list[StoreError]) -> Iterator[Run]:
-        runs: list[Run] = []
-        for run_id in self._run_ids(thread_id):
-            with setting_aside(damaged, f"read run {run_id!r}"):
-                runs.append(self.record(thread_id, run_id).run)
-        yield from sorted(runs, key=_place)
-
-    def readable(self, thread_id: str) -> Iterator[Run]:
-        """Yield the runs of a thread in their order, without those that are damaged."""
-        return self._all_runs(thread_id, [])
-
-
-def _event(record: dict[str, Any] | SerializationError, path: Path, offset: int) -> RunEvent:
-    if isinstance(record, SerializationError):
-        raise record
-    event = codec.from_record(record, RunEvent, path, offset=offset)
-    # A step's id becomes the name of its file.
-    if not isinstance(event.data, Checkpoint) and not is_id(event.data.id):
-        raise SerializationError(path, f"{event.data.id!r} is no id", offset=offset)
-    return event
-
 
 def _detached(event: RunEvent) -> RunEvent:
     """Return the event with a copy of what a worker handed in, which it may change afterwards."""
@@ -589,11 +400,3 @@ def _detached(event: RunEvent) -> RunEvent:
         case (RunStep(status=RunStepStatus.IN_PROGRESS) | Message(status=MessageStatus.IN_PROGRESS)) as data:
             return attrs.evolve(event, data=attrs.evolve(data, metadata=dict(data.metadata)))
     return event
-
-
-def _id(item: Run | RunStep) -> str:
-    return item.id
-
-
-def _place(item: Run | RunStep) -> tuple[bool, int, int, str]:
-    return item.sequence is not None, item.sequence or 0, item.created_at, item.id

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -18,11 +18,19 @@ from typing import Any, Literal, TypeVar
 
 from threadloom import lifecycle
 from threadloom.checks import (
+    KEEP,
+    IdempotencyKey,
+    Keep,
+    MessageOnBusy,
     MetadataChange,
     OnBusy,
     as_status,
+    changed_thread,
+    check_assistant,
+    check_key,
     check_lease,
     check_message,
+    check_messages,
     check_on_busy,
     check_run,
     check_step,
@@ -40,6 +48,7 @@ from threadloom.events import RunEvent, RunLog
 from threadloom.ids import check_id
 from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
 from threadloom.models import (
+    Assistant,
     Message,
     Run,
     RunError,
@@ -57,8 +66,9 @@ from threadloom.store import Claim, ThreadStore
 from threadloom.stores.files._claims import Taken, Taking
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import check_locks_exist
+from threadloom.stores.files._new_runs import Wish
+from threadloom.stores.files._pages import PageRequest
 from threadloom.stores.files._parts import SLOW_LOOK, Options, Parts
-from threadloom.stores.files._threads import PageRequest
 from threadloom.stores.files._writer import Work
 from threadloom.stores.files.check import Check
 from threadloom.tasks import carried_out, until_done
@@ -140,12 +150,58 @@ class FileStore(ThreadStore):
         check_id(thread_id, run_id)
         return self._layout.steps(thread_id, run_id)
 
+    # Assistants
+
+    async def create_assistant(self, assistant: Assistant, *, key: IdempotencyKey | None = None) -> Assistant:
+        """Keep a new assistant."""
+        check_assistant(assistant)
+        check_key(key)
+        assistants = self._parts.assistants
+        return await self._write(assistants.place, "create an assistant", assistants.create, assistant, key)
+
+    async def get_assistant(self, assistant_id: str) -> Assistant:
+        """Return an assistant."""
+        check_id(assistant_id)
+        return await self._read("read an assistant", self._parts.assistants.get, assistant_id)
+
+    async def list_assistants(
+        self,
+        *,
+        tenant: str | None = None,
+        limit: int | None = None,
+        order: str = Order.ASC,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> Page[Assistant]:
+        """Return assistants, in the order of their ids."""
+        request = _page_request(limit, order, after, before)
+        return await self._read("list the assistants", self._parts.assistants.page, request, tenant)
+
+    async def update_assistant(self, assistant_id: str, change: Callable[[Assistant], Assistant]) -> Assistant:
+        """Change an assistant to what ``change`` makes of it."""
+        check_id(assistant_id)
+        assistants = self._parts.assistants
+        return await self._write(assistants.place, "update an assistant", assistants.update, assistant_id, change)
+
+    async def delete_assistant(self, assistant_id: str) -> None:
+        """Remove an assistant."""
+        check_id(assistant_id)
+        parts = self._parts
+        delete = parts.writer.run(parts.assistants.delete, assistant_id, key=parts.assistants.place)
+        await self._reporting("delete an assistant", delete)
+
     # Threads
 
-    async def create_thread(self, thread: Thread) -> Thread:
-        """Keep a new thread."""
+    async def create_thread(
+        self, thread: Thread, *, messages: Iterable[Message] = (), key: IdempotencyKey | None = None
+    ) -> Thread:
+        """Keep a new thread, with its first messages."""
         check_thread(thread)
-        return await self._write(thread.id, "create a thread", self._parts.threads.create, thread)
+        given = check_messages(thread.id, messages)
+        check_key(key)
+        parts = self._parts
+        place = thread.id if key is None else parts.keys.place_of_thread(key)
+        return await self._write(place, "create a thread", parts.threads.create, thread, given, key)
 
     async def get_thread(self, thread_id: str) -> Thread:
         """Return a thread."""
@@ -168,6 +224,7 @@ class FileStore(ThreadStore):
     async def list_threads(
         self,
         *,
+        tenant: str | None = None,
         limit: int | None = None,
         order: str = Order.ASC,
         after: str | None = None,
@@ -175,12 +232,22 @@ class FileStore(ThreadStore):
     ) -> Page[Thread]:
         """Return threads, in the order of their ids."""
         request = _page_request(limit, order, after, before)
-        return await self._read("list the threads", self._parts.threads.page, request)
+        return await self._read("list the threads", self._parts.threads.page, request, tenant)
 
-    async def update_thread(self, thread_id: str, *, metadata: MetadataChange) -> Thread:
-        """Change a thread's metadata."""
+    async def update_thread(
+        self,
+        thread_id: str,
+        *,
+        metadata: MetadataChange | Keep = KEEP,
+        tool_resources: Mapping[str, Any] | Keep | None = KEEP,
+    ) -> Thread:
+        """Change what is given of a thread."""
         check_id(thread_id)
-        return await self._write(thread_id, "update a thread", self._parts.threads.update, thread_id, metadata)
+
+        def change(old: Thread) -> Thread:
+            return changed_thread(old, metadata, tool_resources)
+
+        return await self._write(thread_id, "update a thread", self._parts.threads.update, thread_id, change)
 
     async def delete_thread(self, thread_id: str, *, force: bool = False) -> None:
         """Remove a thread with all that is in it."""
@@ -194,15 +261,23 @@ class FileStore(ThreadStore):
 
     # Messages
 
-    async def append_message(self, thread_id: str, message: Message) -> Message:
+    async def append_message(
+        self,
+        thread_id: str,
+        message: Message,
+        *,
+        on_busy: MessageOnBusy = "enqueue",
+        key: IdempotencyKey | None = None,
+    ) -> Message:
         """Add a whole message to the end of a thread."""
         check_message(thread_id, message)
-        parts = self._parts
-        if message.run_id is None:
-            return await self._write(thread_id, "append a message", parts.threads.append_one, thread_id, message)
-        await self._write(thread_id, "append a message", parts.runs.append_message, thread_id, message.run_id, message)
-        self._signals.ring(EventsTopic(thread_id, message.run_id))
-        return message
+        check_on_busy(on_busy, MessageOnBusy)
+        check_key(key)
+        append = self._parts.runs.append_message
+        appended = await self._write(thread_id, "append a message", append, thread_id, message, on_busy, key)
+        if message.run_id is not None:
+            self._signals.ring(EventsTopic(thread_id, message.run_id))
+        return appended
 
     async def get_message(self, thread_id: str, message_id: str) -> Message:
         """Return a message."""
@@ -250,13 +325,25 @@ class FileStore(ThreadStore):
 
     # Runs
 
-    async def create_run(self, thread_id: str, run: Run, *, on_busy: OnBusy = "enqueue") -> Run:
+    async def create_run(
+        self,
+        thread_id: str,
+        run: Run,
+        *,
+        on_busy: OnBusy = "enqueue",
+        messages: Iterable[Message] = (),
+        key: IdempotencyKey | None = None,
+    ) -> Run:
         """Keep a new run, and queue it if its status is ``queued``."""
         check_run(thread_id, run)
         check_on_busy(on_busy)
-        created = await self._write(thread_id, "create a run", self._parts.runs.create, thread_id, run, on_busy)
+        check_key(key)
+        wish = Wish(run=run, on_busy=on_busy, messages=check_messages(thread_id, messages), key=key)
+        created = await self._write(thread_id, "create a run", self._parts.new_runs.create, wish)
+        for run_id in created.stopped:
+            self._ring_run(thread_id, run_id)
         self._ring_queue(thread_id)
-        return created
+        return created.run
 
     async def get_run(self, thread_id: str, run_id: str) -> Run:
         """Return a run."""

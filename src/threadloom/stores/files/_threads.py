@@ -7,17 +7,17 @@ read run in the reading thread and hold none, for every record is replaced whole
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import attrs
-from attrs import define, field, frozen
+from attrs import define, field
 
 from threadloom import codec
-from threadloom.checks import MetadataChange, new_metadata
+from threadloom.checks import IdempotencyKey, MetadataChange, new_metadata
 from threadloom.errors import (
     InvalidCursorError,
     MessageNotFoundError,
@@ -28,49 +28,29 @@ from threadloom.errors import (
 )
 from threadloom.ids import is_id
 from threadloom.models import Message, Thread
-from threadloom.pages import Order, Page, check_page, page_of_ids
+from threadloom.pages import Order, Page, check_page
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk, Held, LogFile
+from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
-from threadloom.stores.files._lock import locked
+from threadloom.stores.files._pages import PageRequest, page_of_records
 from threadloom.stores.files._records import (
     dumped,
     read_record,
     rewritten,
-    setting_aside,
     starting_over_after_foreign_writes,
 )
 from threadloom.stores.files._redo import Redo
 from threadloom.stores.files._writer import Work
 from threadloom.stores.files._writes import Append, Make, Put
 
-__all__ = ["PageRequest", "Sight", "Threads"]
+__all__ = ["Sight", "Threads"]
 
 _REMEMBERED_CURSORS = 4_096
 
 Sight = Callable[[int, str | None], bool]
 """Whether a message is seen, by where its line begins and the run that wrote it."""
-
-
-@frozen(kw_only=True)
-class PageRequest:
-    """How a list is narrowed."""
-
-    limit: int | None
-    order: str
-    after: str | None
-    before: str | None
-
-    @property
-    def is_from_the_end(self) -> bool:
-        """Whether the page holds the items nearest before a cursor, so that they are found from there backward."""
-        return self.limit is not None and self.before is not None and self.after is None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The request as the keywords of ``page_of``."""
-        return attrs.asdict(self)
 
 
 @define
@@ -86,27 +66,43 @@ class _Edits:
 class Threads:
     """Threads and messages on disk."""
 
-    def __init__(self, layout: Layout, disk: Disk, committer: Committer, redo: Redo) -> None:
+    def __init__(self, layout: Layout, disk: Disk, committer: Committer, redo: Redo, keys: Keys) -> None:
         self._layout = layout
         self._disk = disk
         self._committer = committer
         self._redo = redo
+        self._keys = keys
         # Where messages lie that were first or last on a page: the next page begins there. Reading thread only.
         self._cursors: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     # Threads
 
-    def create(self, thread: Thread) -> Work[Thread]:
+    def create(self, thread: Thread, messages: Sequence[Message], key: IdempotencyKey | None) -> Work[Thread]:
+        if key is None:
+            return (yield from self._create(thread.id, thread, messages))
+        path = self._keys.of_thread(key)
+        with self._keys.locked_for_thread(key):
+            created = self._keys.made_before(path, key, Thread)
+            if created is not None:
+                return created
+            # The key first: who sees the thread finds nothing half done.
+            put = self._keys.putting(path, key, thread)
+            return (yield from self._create(self._keys.place_of_thread(key), thread, messages, *put))
+
+    def _create(self, place: str, thread: Thread, messages: Sequence[Message], *first: Put) -> Work[Thread]:
         path = self._layout.thread(thread.id)
         if self._disk.exists(path):
             raise ThreadAlreadyExistsError(thread.id)
+        files = {"meta.json": dumped(thread)}
+        if messages:
+            files["messages.jsonl"] = log.dumped_lines(messages)
         # Its lock is there before it is seen: nobody deletes it before the journal has it as done.
         with ExitStack() as held:
             try:
-                yield from self._committer.commit(thread.id, Make(path, {"meta.json": dumped(thread)}, held))
+                yield from self._committer.commit(place, *first, Make(path, files, held))
             except FileExistsError:
                 raise ThreadAlreadyExistsError(thread.id) from None
-        return thread
+        return codec.decode(files["meta.json"], Thread, path)
 
     def get(self, thread_id: str) -> Thread:
         path = self._layout.meta(thread_id)
@@ -118,24 +114,19 @@ class Threads:
     def ids(self) -> list[str]:
         return [name for name in self._disk.subdirectories(self._layout.root) if is_id(name)]
 
-    def page(self, request: PageRequest) -> Page[Thread]:
-        ids = page_of_ids(self.ids(), **request.options)
-        threads: list[Thread] = []
-        damaged: list[StoreError] = []
-        for thread_id in ids:
-            with setting_aside(damaged, f"read thread {thread_id!r}"):
-                threads.append(self.get(thread_id))
-        return Page(threads, ids.has_more, damaged=tuple(damaged))
+    def page(self, request: PageRequest, tenant: str | None) -> Page[Thread]:
+        return page_of_records(self.ids(), request, self.get, lambda thread: tenant is None or thread.tenant == tenant)
 
-    def update(self, thread_id: str, change: MetadataChange) -> Work[Thread]:
+    def update(self, thread_id: str, change: Callable[[Thread], Thread]) -> Work[Thread]:
         path = self._layout.meta(thread_id)
 
         def act() -> Work[Thread]:
             with Held(path) as held:
                 old = codec.decode(held.data, Thread, path)
-                new = attrs.evolve(old, metadata=new_metadata(old.metadata, change))
-                yield from self._committer.commit(thread_id, Put.over(held, rewritten(held, old, new)))
-                return new
+                new = change(old)
+                put = Put.over(held, rewritten(held, old, new))
+                yield from self._committer.commit(thread_id, put)
+                return codec.decode(put.data, Thread, path)
 
         with self.locked(thread_id):
             return (yield from starting_over_after_foreign_writes(path, act))
@@ -144,9 +135,7 @@ class Threads:
     def locked(self, thread_id: str) -> Iterator[None]:
         """Hold the lock of a thread that is there and has its record, and in which nothing is half done."""
         try:
-            lock = locked(self._layout.thread(thread_id))
-            with lock:
-                self._redo.in_thread(thread_id)
+            with self._redo.holding(thread_id):
                 self.check_exists(thread_id)
                 yield
         except FileNotFoundError as error:
@@ -174,10 +163,20 @@ class Threads:
         lines = log.dumped_lines(messages)
         return Append(path, log.mended_end(self._disk, path, self._layout.damaged), lines)
 
-    def append_one(self, thread_id: str, message: Message) -> Work[Message]:
-        with self.locked(thread_id):
-            yield from self._committer.commit(thread_id, self.appending(thread_id, message))
-        return message
+    def deleting(self, thread_id: str, run_ids: Collection[str], start: int) -> tuple[Append, ...]:
+        """Return what deletes the messages that runs have written from ``start`` on, nothing where there are none."""
+        path = self._layout.messages(thread_id)
+        edits = self._edits(thread_id)
+        found: list[str] = []
+        with suppress(FileNotFoundError), LogFile(path) as file:
+            for line in log.lines(file, start, log.end_of_lines(file)):
+                with suppress(SerializationError):  # damaged: who lists the thread is told
+                    message = self._message(path, line, edits)
+                    found += [message.id] if message is not None and message.run_id in run_ids else []
+        lines = [
+            codec.dump_line({"object": "thread.message.deleted", "message_id": id_}) for id_ in dict.fromkeys(found)
+        ]
+        return (self._editing(thread_id, b"".join(lines)),) if lines else ()
 
     def end_of_messages(self, thread_id: str) -> int:
         """Return the offset past the last whole line of the thread's log."""
@@ -315,9 +314,11 @@ class Threads:
             self._cursors.popitem(last=False)
 
     def _edit(self, thread_id: str, edit: dict[str, Any]) -> Work[None]:
+        yield from self._committer.commit(thread_id, self._editing(thread_id, codec.dump_line(edit)))
+
+    def _editing(self, thread_id: str, lines: bytes) -> Append:
         path = self._layout.edits(thread_id)
-        end = log.mended_end(self._disk, path, self._layout.damaged)
-        yield from self._committer.commit(thread_id, Append(path, end, codec.dump_line(edit)))
+        return Append(path, log.mended_end(self._disk, path, self._layout.damaged), lines)
 
     def _edits(self, thread_id: str) -> _Edits:
         edits = _Edits()

@@ -58,11 +58,20 @@ class Put:
 
 @frozen
 class Append:
-    """Whole lines for the end of a log, which is at ``offset`` now."""
+    """Whole lines for the end of a log, which is at ``offset`` now.
+
+    Where it ``is_exact``, something else in the act counts on the place, and the act starts over if it is another.
+    """
 
     path: Path
     offset: int
     data: bytes
+    is_exact: bool = field(default=False, eq=False)
+
+    @property
+    def end(self) -> int:
+        """Where the log is going to end."""
+        return self.offset + len(self.data)
 
 
 @frozen
@@ -92,6 +101,7 @@ def carry_out(disk: Disk, damaged: Path, writes: Sequence[Write]) -> None:
     with ExitStack() as after:
         progress = _Progress(disk, after)
         try:
+            _check_untouched(writes)
             for write in writes:
                 try:
                     _carry_out(write, damaged, progress)
@@ -100,6 +110,11 @@ def carry_out(disk: Disk, damaged: Path, writes: Sequence[Write]) -> None:
                     raise
         except ForeignWriteError as error:
             error.appended = tuple(progress.appended)
+            progress.keeps_lines = True
+            try:
+                progress.undo.close()  # the records that came before the one that was replaced
+            except OSError as failure:
+                raise NotUndoneError(failure) from failure
             raise
         except BaseException as error:
             try:
@@ -107,6 +122,13 @@ def carry_out(disk: Disk, damaged: Path, writes: Sequence[Write]) -> None:
             except OSError:
                 raise NotUndoneError(error) from error
             raise
+
+
+def _check_untouched(writes: Sequence[Write]) -> None:
+    """Look at all records that decide before the first is replaced, where there are several: none is to be undone."""
+    deciding = [write.held for write in writes if isinstance(write, Put) and write.held is not None]
+    for held in deciding if len(deciding) > 1 else ():
+        held.check_untouched()
 
 
 @define
@@ -117,6 +139,11 @@ class _Progress:
     after: ExitStack
     undo: ExitStack = field(factory=ExitStack)
     appended: list[tuple[int, bytes]] = field(factory=list)
+    keeps_lines: bool = False
+
+    def cut(self, path: Path, start: int, data: bytes) -> None:
+        if not self.keeps_lines:
+            self.disk.cut(path, start, data)
 
     def rewrite(self, held: Held, data: bytes) -> None:
         self.disk.rewrite(held, data, self.undo, self.after)
@@ -125,10 +152,12 @@ class _Progress:
 def _carry_out(write: Write, damaged: Path, progress: _Progress) -> None:
     disk, undo = progress.disk, progress.undo
     match write:
-        case Append(path, _, data):
+        case Append(path, offset, data):
             start = log.append_lines(disk, path, data, damaged)
-            undo.callback(disk.cut, path, start, data)
+            undo.callback(progress.cut, path, start, data)
             progress.appended.append((start, data))
+            if write.is_exact and start != offset:
+                raise ForeignWriteError
         case Unchanged(held=Held() as held):
             held.check_untouched()
         case Make(path, files, None):
@@ -139,6 +168,7 @@ def _carry_out(write: Write, damaged: Path, progress: _Progress) -> None:
             disk.create_directory(path, files, before=lambda made: stack.enter_context(locked(made)))
             undo.callback(disk.remove_tree, path)
         case Put(path, data, merged=None, held=None):
+            disk.make_directories(path.parent)
             disk.create(path, data)
             undo.callback(disk.remove, path)
         case Put(_, data, held=Held() as held, merged=None):

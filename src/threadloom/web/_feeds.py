@@ -1,0 +1,85 @@
+"""Which events a stream tells of, where it begins and where it ends: read from the log of the run, by any process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from threadloom.events import EventType, RunEvent
+from threadloom.models import Run, RunStatus, Thread
+from threadloom.store import ThreadStore
+from threadloom.web._frames import DONE, FrameWriter, thread_frame
+
+__all__ = ["events_past", "events_since_outputs", "events_until_stop"]
+
+
+async def events_until_stop(
+    store: ThreadStore, run: Run, *, created: Thread | None = None
+) -> AsyncGenerator[bytes, None]:
+    """Yield the frames of a run from its beginning to where it ends, or waits for tool outputs for the first time.
+
+    ``created`` is told of first, where it was created together with the run.
+    """
+    if created is not None:
+        yield thread_frame(created)
+    writer = FrameWriter()
+    async with aclosing(store.events(run.thread_id, run.id)) as events:
+        async for event in events:
+            if frames := writer.frames(event):
+                yield frames
+            if _stops(event):
+                break
+    yield DONE
+
+
+async def events_since_outputs(store: ThreadStore, run: Run) -> AsyncGenerator[bytes, None]:
+    """Yield the frames of the turn that ``run`` came to when its tool outputs were taken in.
+
+    They begin with the step that these complete, which the reader has not seen opened in this stream, and end where the
+    run ends or waits for tool outputs again.
+    """
+    writer = FrameWriter()
+    pending: list[RunEvent] = []
+    has_begun = False
+    async with aclosing(store.events(run.thread_id, run.id, after=run.anew_from or 0)) as events:
+        async for event in events:
+            pending.append(event)
+            if isinstance(event.data, Run) and not has_begun:
+                has_begun = event.data.turn >= run.turn
+                if not has_begun:
+                    pending.clear()
+            if not has_begun:
+                continue
+            if frames := b"".join(map(writer.frames, pending)):
+                yield frames
+            pending.clear()
+            if _stops(event):
+                break
+    yield DONE
+
+
+async def events_past(store: ThreadStore, run: Run, number: int) -> AsyncGenerator[bytes, None]:
+    """Yield the frames of what comes past the event ``number``, as they would have come in a stream from the beginning.
+
+    They end where the run ends, or with an event past ``number`` that it waits for tool outputs, if it still does when
+    the event is read.
+    """
+    writer = FrameWriter()
+    async with aclosing(store.events(run.thread_id, run.id)) as events:
+        async for event in events:
+            if event.number <= number:
+                writer.pass_over(event)
+                continue
+            if frames := writer.frames(event):
+                yield frames
+            if event.type is EventType.RUN_REQUIRES_ACTION and isinstance(event.data, Run):
+                now = await store.get_run(run.thread_id, run.id)
+                if now.status is RunStatus.REQUIRES_ACTION and now.turn == event.data.turn:
+                    break
+    yield DONE
+
+
+def _stops(event: RunEvent) -> bool:
+    if not isinstance(event.data, Run):
+        return False
+    return event.data.status.is_terminal or event.data.status is RunStatus.REQUIRES_ACTION
