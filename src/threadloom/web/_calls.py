@@ -148,6 +148,8 @@ async def _data_of(request: web.Request) -> bytes:
                     raise WireError(413, text)
     except TimeoutError:
         raise WireError(408, "The body of the request did not come in time.") from None
+    except (ConnectionError, web.RequestPayloadError):  # the client has gone, which is no fault of the server's
+        raise WireError(400, "The body of the request broke off.") from None
     return bytes(data)
 
 
