@@ -69,7 +69,10 @@ def serve(options: ServeOptions) -> int:
 
 def _check_root(root: Path) -> None:
     root = root.absolute()
-    there = next(path for path in (root, *root.parents) if path.exists())
+    try:
+        there = next(path for path in (root, *root.parents) if path.exists())
+    except OSError as error:
+        raise CannotStartError(f"{root} cannot be looked at: {error.strerror}.") from None
     if not there.is_dir():
         raise CannotStartError(f"{there} is no directory: give one for the store, or the name of a new one.")
 
