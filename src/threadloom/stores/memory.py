@@ -105,6 +105,11 @@ class _RunState:
     events: list[bytes] = field(factory=list)
     log: RunLog = field(factory=RunLog)
 
+    @property
+    def is_active(self) -> bool:
+        """Whether the run is not settled: its events say so, and no other program writes here."""
+        return not self.log.has_ended
+
 
 @define
 class _ThreadState:
@@ -366,7 +371,7 @@ class MemoryStore(ThreadStore):
             return created
         if run.id in state.runs:
             raise RunAlreadyExistsError(thread_id, run.id)
-        active = [] if run.status.is_terminal else [old for old in self._runs(state) if not old.status.is_terminal]
+        active = [] if run.status.is_terminal else [record.run for record in self._active(state)]
         if on_busy == "reject" and active:
             raise ActiveRunError(thread_id, active[0].id)
         # What cannot be kept as JSON, or not be read again, is found out before anything is changed.
@@ -413,7 +418,7 @@ class MemoryStore(ThreadStore):
     ) -> Page[Run]:
         """Return runs of a thread, in the order they were created."""
         self._check(*_given(after, before))
-        runs = self._runs(self._thread(thread_id))
+        runs = [_decoded(run.record, RunRecord).run for run in self._thread(thread_id).runs.values()]
         return page_of(runs, _id, "runs of the thread", limit=limit, order=order, after=after, before=before)
 
     async def update_run(self, thread_id: str, run_id: str, *, metadata: MetadataChange) -> Run:
@@ -518,7 +523,7 @@ class MemoryStore(ThreadStore):
         expiries: list[int] = []
         for state in self._threads.values():
             expiries += self._expire(state, now)
-            record = lifecycle.next_in_turn(self._records(state), adopt=adopt)
+            record = lifecycle.next_in_turn(self._active(state), adopt=adopt)
             if record is not None:
                 waiting.append(record)
         due = [record.run for record in waiting if lifecycle.is_due(record, now, adopt=adopt)]
@@ -544,12 +549,12 @@ class MemoryStore(ThreadStore):
     def _expire(self, state: _ThreadState, now_ns: int) -> list[int]:
         """Settle what is past its time and nobody works on; return the moments at which more is going to be."""
         moments: list[int] = []
-        for kept in state.runs.values():
-            record = _decoded(kept.record, RunRecord)
+        for record in self._active(state):
             if lifecycle.is_overdue(record, now_ns):
+                kept = state.runs[record.run.id]
                 change = lifecycle.force_status(record, kept.log, RunStatus.EXPIRED, None, now_ns=now_ns)
                 self._commit(state, kept, change)
-            elif record.run.expires_at is not None and not record.run.status.is_terminal:
+            elif record.run.expires_at is not None:
                 moments.append(record.run.expires_at)
         return moments
 
@@ -651,14 +656,11 @@ class MemoryStore(ThreadStore):
             raise LeaseLostError(lease.run_id, lease.worker_id)
         return state, run, record
 
-    def _records(self, state: _ThreadState) -> list[RunRecord]:
-        return [_decoded(run.record, RunRecord) for run in state.runs.values()]
-
-    def _runs(self, state: _ThreadState) -> list[Run]:
-        return [record.run for record in self._records(state)]
+    def _active(self, state: _ThreadState) -> list[RunRecord]:
+        return [_decoded(run.record, RunRecord) for run in state.runs.values() if run.is_active]
 
     def _active_run(self, state: _ThreadState) -> Run | None:
-        return next((run for run in self._runs(state) if not run.status.is_terminal), None)
+        return next((record.run for record in self._active(state)), None)
 
     def _sight_of(self, thread_id: str, state: _ThreadState, seen_by: str | None) -> Callable[[int, str | None], bool]:
         if seen_by is None:
