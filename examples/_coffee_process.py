@@ -1,17 +1,15 @@
-"""Another process of ``coffee_bar.py``: started, listened to, and brought to its end."""
+"""Another process of ``coffee_bar.py`` or ``coffee_bar_wire.py``: started, listened to, and brought to its end."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
-
-BAR = Path(__file__).with_name("coffee_bar.py")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ async def another(arguments: list[str], hear: Callable[[list[str]], None]) -> As
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        BAR,
+        sys.argv[0],
         *arguments,
         stdin=pipe,
         stdout=pipe,
@@ -62,3 +60,9 @@ async def another(arguments: list[str], hear: Callable[[list[str]], None]) -> As
         status = await process.wait()
     if status not in (0, -signal.SIGKILL):
         raise SystemExit("Another process of the coffee bar has failed.")
+
+
+def given(options: argparse.Namespace, *names: str) -> list[str]:
+    """Return those options as another process is given them."""
+    values = {name: getattr(options, name) for name in names}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]

@@ -1,18 +1,18 @@
-"""The recorded conversations of ``coffee_bar.py``: how they are read, and how a store is compared with them."""
+"""The recorded conversations of ``coffee_bar.py``: how they are read, and how what was kept is compared with them."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from threadloom import (
-    FileStore,
     FunctionCall,
     Message,
     MessageCreation,
@@ -20,9 +20,9 @@ from threadloom import (
     MessageRole,
     Page,
     Run,
+    RunEvent,
     RunStep,
-    ThreadloomError,
-    ThreadStore,
+    Thread,
     ToolCall,
     ToolCalls,
 )
@@ -122,7 +122,7 @@ def words(*texts: str) -> list[str]:
 
 @dataclass
 class Findings:
-    """What lies on disk, counted, and each difference from the recording in words."""
+    """What was kept, counted, and each difference from the recording in words."""
 
     counts: Counter[str] = field(default_factory=Counter)
     differences: list[str] = field(default_factory=list)
@@ -137,32 +137,56 @@ class Findings:
         """Note the first of ``found`` that is not as it should be."""
         for number, (has, should) in enumerate(zip_longest(found, wanted), 1):
             if has != should:
-                self.differences.append(f"{where} {number}\n    on disk: {has}\n    wanted:  {should}")
+                self.differences.append(f"{where} {number}\n    found:  {has}\n    wanted: {should}")
                 return
 
 
-async def compare(root: Path, dialogs: dict[str, Dialog]) -> Findings:
-    """Compare all that lies on disk with the recording, through a store that is opened for it."""
+class Archive(Protocol):
+    """What is compared: a store, or what somebody else tells of one."""
+
+    async def list_threads(self) -> Page[Thread]: ...
+    async def list_messages(self, thread_id: str) -> Page[Message]: ...
+    async def list_runs(self, thread_id: str) -> Page[Run]: ...
+    async def list_steps(self, thread_id: str, run_id: str) -> Page[RunStep]: ...
+    def events(self, thread_id: str, run_id: str) -> AsyncIterator[RunEvent]: ...
+
+
+async def compare(archive: Archive, where: str, dialogs: dict[str, Dialog]) -> Findings:
+    """Compare all that is kept with the recording; ``where`` names the whole of it."""
     findings = Findings()
     missing = dict(dialogs)
-    async with FileStore(root) as store:
-        for thread in findings.all_of(await store.list_threads(), "conversations", str(root)):
+    seats = asyncio.Semaphore(16)
+    looks: list[asyncio.Task[Findings]] = []
+    threads = findings.all_of(await archive.list_threads(), "conversations", where)
+    async with asyncio.TaskGroup() as tasks:
+        for thread in threads:
             dialog = missing.pop(str(thread.metadata.get("dialog")), None)
             if dialog is None:
                 findings.differences.append(f"{thread.id}: no dialog of the recording, or one that comes twice")
-                continue
-            try:
-                await compare_thread(findings, store, thread.id, dialog)
-            except ThreadloomError as error:
-                findings.differences.append(f"{thread.id}: {error}")
+            else:
+                looks.append(tasks.create_task(look_at_thread(archive, thread.id, dialog, seats)))
+    for look in looks:
+        findings.counts += look.result().counts
+        findings.differences += look.result().differences
     findings.differences += (f"{dialog_id}: the dialog has no thread" for dialog_id in missing)
     return findings
 
 
-async def compare_thread(findings: Findings, store: ThreadStore, thread_id: str, dialog: Dialog) -> None:
+async def look_at_thread(archive: Archive, thread_id: str, dialog: Dialog, seats: asyncio.Semaphore) -> Findings:
+    """Compare a thread with its dialog, when a seat is free."""
+    findings = Findings()
+    async with seats:
+        try:
+            await compare_thread(findings, archive, thread_id, dialog)
+        except Exception as error:  # noqa: BLE001 - what cannot be read, for whatever reason, is a difference
+            findings.differences.append(f"{thread_id}: {type(error).__name__}: {error}")
+    return findings
+
+
+async def compare_thread(findings: Findings, archive: Archive, thread_id: str, dialog: Dialog) -> None:
     """Compare a thread with its dialog."""
-    messages = findings.all_of(await store.list_messages(thread_id), "messages", thread_id)
-    runs = findings.all_of(await store.list_runs(thread_id), "runs", thread_id)
+    messages = findings.all_of(await archive.list_messages(thread_id), "messages", thread_id)
+    runs = findings.all_of(await archive.list_runs(thread_id), "runs", thread_id)
     opening, turns = by_turn(messages, lambda message: message.role)
     findings.compare(f"{thread_id}: opening", (message.text for message in opening), dialog.opening)
     findings.compare(f"{thread_id}: user's turn", (user.text for user, _ in turns), (t.text for t in dialog.turns))
@@ -170,11 +194,11 @@ async def compare_thread(findings: Findings, store: ThreadStore, thread_id: str,
     for run, (_, replies), turn in zip(runs, turns, dialog.turns, strict=False):
         where = f"{thread_id}/runs/{run.id}:"
         findings.counts[run.status] += 1
-        steps = findings.all_of(await store.list_steps(thread_id, run.id), "steps", where)
+        steps = findings.all_of(await archive.list_steps(thread_id, run.id), "steps", where)
         findings.counts["taken over"] += run.attempt > 1
         failed = [step for step in steps if step.status == "failed"]
         done = [step for step in steps if step not in failed[: run.attempt - 1]]
-        streamed, begun = await words_streamed(store, run, {reply.id for reply in replies})
+        streamed, begun = await words_streamed(archive, run, {reply.id for reply in replies})
         findings.compare(f"{where} run", [outline_of_run(run)], [wanted_run(run)])
         findings.compare(f"{where} step", map(outline_of_step, done), wanted_steps(run, turn, replies, done))
         findings.compare(f"{where} message", map(outline_of_message, replies), wanted_messages(run, turn, replies))
@@ -187,7 +211,7 @@ async def compare_thread(findings: Findings, store: ThreadStore, thread_id: str,
         findings.compare(f"{where} begun in a lost attempt", texts, wanted[: run.attempt - 1])
 
 
-async def words_streamed(store: ThreadStore, run: Run, kept: Container[str]) -> tuple[list[str], list[list[str]]]:
+async def words_streamed(archive: Archive, run: Run, kept: Container[str]) -> tuple[list[str], list[list[str]]]:
     """Return the words in the events of a run: those of the messages that were kept, and of each other message.
 
     The run must be settled, for else its events may never end.
@@ -195,7 +219,7 @@ async def words_streamed(store: ThreadStore, run: Run, kept: Container[str]) -> 
     streamed: list[str] = []
     others: dict[str, list[str]] = {}
     if run.status.is_terminal:
-        async for event in store.events(run.thread_id, run.id):
+        async for event in archive.events(run.thread_id, run.id):
             if isinstance(event.data, MessageDelta):
                 message_id = event.data.id
                 (streamed if message_id in kept else others.setdefault(message_id, [])).append(event.data.text)

@@ -46,15 +46,19 @@ class Assistant:
         heard = await ctx.list_messages(limit=1, order="desc")
         if heard[0].text != turn.text:
             ctx.fail("server_error", "The user said something else in the recording.")
-        for call in turn.calls:
-            async with ctx.step([FunctionCall(name=call.name, arguments=call.arguments)]) as step:
-                step.set_output(step.calls[0], call.output or "")
+        await self.use_tools(ctx, turn.calls)
         for answer in turn.answers:
             async with ctx.message() as message:
                 for word in words(answer):
                     await message.write(word)
                     if self.pause:
                         await asyncio.sleep(self.pause)
+
+    async def use_tools(self, ctx: RunContext, calls: tuple[FunctionCall, ...]) -> None:
+        """Carry out what was called for; here that is to know what came of it."""
+        for call in calls:
+            async with ctx.step([FunctionCall(name=call.name, arguments=call.arguments)]) as step:
+                step.set_output(step.calls[0], call.output or "")
 
 
 async def work(options: argparse.Namespace, dialogs: dict[str, Dialog]) -> None:

@@ -29,25 +29,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import math
 import random
-import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 
-from _coffee_process import another
+from _coffee_process import another, given
 from _coffee_recording import CANCEL_AFTER, Dialog, Findings, Turn, compare, read_dialogs, words
+from _coffee_table import new_directory, progress_bar, show, show_files, spread
 from _coffee_worker import Assistant, killed_every, work
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from threadloom import (
     FileStore,
@@ -133,9 +129,7 @@ async def play(root: Path, dialogs: dict[str, Dialog], options: argparse.Namespa
     clockings = Clockings()
     statuses: Counter[str] = Counter()
     seats = asyncio.Semaphore(options.concurrency)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("runs  {task.description}"), TimeElapsedColumn())
-    progress = Progress(*columns, console=console)
-    task = progress.add_task("", total=sum(len(dialog.turns) for dialog in dialogs.values()))
+    progress, task = progress_bar(dialogs, console)
 
     async def converse(bar: CoffeeBar, dialog: Dialog) -> None:
         async with seats:
@@ -176,12 +170,6 @@ async def worker(
     clockings.kills = len(killed)
 
 
-def given(options: argparse.Namespace, *names: str) -> list[str]:
-    """Return those options as another process is given them."""
-    values = {name: getattr(options, name) for name in names}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
-
-
 # The process that cancels
 
 
@@ -220,78 +208,25 @@ async def follow_and_force(store: ThreadStore, thread_id: str, run_id: str, coun
 # The table
 
 
-def show(findings: Findings, dialogs: dict[str, Dialog], clockings: Clockings | None, console: Console) -> None:
-    """Print what lies on disk, how long it took to come there, and what of it is different."""
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_row("conversations", f"{findings.counts['conversations']} of {len(dialogs)}")
-    turns = sum(len(dialog.turns) for dialog in dialogs.values())
-    table.add_row("runs", f"{findings.counts['runs']} of {turns}")
-    for status in RunStatus:
-        if findings.counts[status]:
-            table.add_row(f"  {status}", str(findings.counts[status]))
-    if clockings is not None and clockings.kills is not None:
-        table.add_row("kills of the worker", str(clockings.kills))
-        table.add_row("runs taken over from a killed one", str(findings.counts["taken over"]))
-    table.add_row("messages", str(findings.counts["messages"]))
-    table.add_row("steps", str(findings.counts["steps"]))
-    if clockings is not None:
-        show_clockings(clockings, table)
-    table.add_row("differences from the recording", str(len(findings.differences)))
-    console.print(table)
-    if clockings is not None:
-        print(DEFINITIONS)
-    for difference in findings.differences[:10]:
-        print(f"DIFFERENT {difference}")
-    if len(findings.differences) > 10:
-        print(f"... and {len(findings.differences) - 10} more")
+async def look(root: Path, dialogs: dict[str, Dialog]) -> Findings:
+    """Compare all that lies on disk with the recording, through a store that is opened for it."""
+    async with FileStore(root) as store:
+        return await compare(store, str(root), dialogs)
 
 
-def show_clockings(clockings: Clockings, table: Table) -> None:
-    """Add how long things took, and when the cancellations came."""
+def clocked(clockings: Clockings, findings: Findings) -> Iterator[tuple[str, str]]:
+    """Yield the rows that say how long things took, and when the cancellations and kills came."""
     created, started = clockings.created, clockings.started
     cancelled, stopped = clockings.cancelled, clockings.stopped
     early = len(cancelled.keys() - started.keys())
     late = len(cancelled) - early - len(stopped)
-    table.add_row("cancelled before its start / at work / at its end", f"{early} / {len(stopped)} / {late}")
-    table.add_row("runs per second", f"{len(created) / clockings.seconds:.1f}")
-    table.add_row("queued to started, p50 / p99", spread(started[run] - created[run] for run in started))
-    table.add_row("cancel to stopped, p50 / p99", spread(stopped[run] - cancelled[run] for run in stopped))
-
-
-def spread(durations_ns: Iterable[int]) -> str:
-    """Return the shortest durations that 50 % and 99 % of all do not exceed."""
-    ordered = sorted(durations_ns)
-    if not ordered:
-        return "none"
-    p50, p99 = (ordered[math.ceil(len(ordered) * share) - 1] / 1e6 for share in (0.50, 0.99))
-    return f"{p50:.1f} / {p99:.1f} ms"
-
-
-def show_files(root: Path, run_id: str) -> None:
-    """Say where the files lie, and how to look at one conversation."""
-    print(f"\nThe files are in {root}.")
-    for run in islice(root.glob(f"*/runs/{run_id}"), 1):
-        thread = run.parent.parent
-        print("To look at one conversation:")
-        print(f"    ls -R {shlex.quote(str(thread))}")
-        print(f"    cat {shlex.quote(str(thread / 'messages.jsonl'))}")
-        print(f"    cat {shlex.quote(str(run / 'status.json'))}")
-        print(f"    tail -f {shlex.quote(str(run / 'events.jsonl'))}")
-
-
-def new_directory(parent: Path) -> Path:
-    """Make the next of the numbered directories below ``parent``: what earlier runs left is not touched."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        try:
-            (parent / str(number)).mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return parent / str(number)
+    if clockings.kills is not None:
+        yield "kills of the worker", str(clockings.kills)
+        yield "runs taken over from a killed one", str(findings.counts["taken over"])
+    yield "cancelled before its start / at work / at its end", f"{early} / {len(stopped)} / {late}"
+    yield "runs per second", f"{len(created) / clockings.seconds:.1f}"
+    yield "queued to started, p50 / p99", spread(started[run] - created[run] for run in started)
+    yield "cancel to stopped, p50 / p99", spread(stopped[run] - cancelled[run] for run in stopped)
 
 
 def options_given() -> argparse.Namespace:
@@ -338,9 +273,11 @@ def main() -> int:
         return 2
     console = Console()
     clockings = None if options.check_only else asyncio.run(play(root, dialogs, options, console))
-    findings = asyncio.run(compare(root, dialogs))
-    show(findings, dialogs, clockings, console)
-    if clockings is not None:
+    findings = asyncio.run(look(root, dialogs))
+    if clockings is None:
+        show(findings, dialogs, console)
+    else:
+        show(findings, dialogs, console, clocked(clockings, findings), DEFINITIONS)
         show_files(root, next(iter(clockings.stopped or clockings.created), "*"))
     return 1 if findings.differences else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -42,9 +43,14 @@ class Server:
     async def get(self, path: str, *, is_read: bool = True) -> Reader:
         """Ask for ``path`` by HTTP/1.0, so that what follows the headers is the frames and nothing else.
 
-        One that is not read is left with what its buffers take in.
+        One that is not read at once has buffers that take in little.
         """
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1024)
+        client = socket.socket()
+        client.setblocking(False)
+        if not is_read:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=client, limit=1024)
         writer.write(f"GET /v1{path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         stream = Reader(reader, writer)
         self._readers.append(stream)

@@ -263,6 +263,13 @@ def test_without_the_extra_it_says_what_to_install(root, tmp_path, missing, argu
     assert errors.count("\n") == 1
 
 
+def test_a_check_needs_no_extra(tmp_path):
+    for name in ("aiohttp", "openai", "rich"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    status, _, errors = run_command("check", tmp_path, PYTHONPATH=str(tmp_path))
+    assert (status, errors) == (2, f"threadloom: {tmp_path} is no store: there is no .threadloom in it.\n")
+
+
 def test_the_installed_command_finds_handlers_where_it_is_called(root, place):
     command = [Path(sys.executable).with_name("threadloom"), "serve", root, "--handler", "desk:number"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)

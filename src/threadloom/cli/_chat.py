@@ -116,7 +116,7 @@ class Chat:
                 case "content_filter":
                     ctx.fail("server_error", "The content filter of the chat completions server cut the answer off.")
                 case None:
-                    ctx.fail("server_error", "The chat completions server broke off in the middle of its answer.")
+                    ctx.fail("server_error", "The chat completions server did not finish its answer.")
         return answer
 
     async def _stream(self, request: dict[str, Any]) -> openai.AsyncStream[ChatCompletionChunk]:
@@ -145,7 +145,7 @@ class Chat:
             late = isinstance(error, openai.APITimeoutError)
             ctx.fail("server_error", f"{server} did not answer in time." if late else f"{server} could not be reached.")
         if status is None:
-            ctx.fail("server_error", f"{server} broke off in the middle of its answer.")
+            ctx.fail("server_error", f"{server} did not finish its answer.")
         words = f": {said}" if status in _TELLING else "."
         code = "server_error"
         if isinstance(error, openai.RateLimitError):

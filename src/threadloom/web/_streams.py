@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from datetime import timedelta
@@ -20,6 +21,7 @@ __all__ = ["Streams"]
 _logger = logging.getLogger("threadloom")
 
 _SERVER_ERROR = 500
+_UNSENT_BYTES = 64 * 1024
 _HEADERS = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-cache",
@@ -30,9 +32,9 @@ _HEADERS = {
 class Streams:
     """All streams of one server.
 
-    Each holds its next frame back until the reader has room for it, so that a slow reader costs one write buffer of
-    its connection, and reads later. A reader that goes away ends its own stream and nothing else: at once where the
-    server runs with ``handler_cancellation``, else with the next frame or keep-alive.
+    Each holds its next frame back until the reader has room for it, so that a slow reader costs the write buffers of
+    its connection, some 64 KiB here and in the kernel, and reads later. A reader that goes away ends its own stream and
+    nothing else: at once where the server runs with ``handler_cancellation``, else with the next frame or keep-alive.
 
     ``keep_alive`` is how long a stream may be silent before a comment is sent. ``stall`` is how long a reader may leave
     bytes lying here without taking any; its connection is aborted then, or up to one ``keep_alive`` later.
@@ -75,6 +77,7 @@ class Streams:
         try:
             async with aclosing(frames):
                 with suppress(_ReaderLeftError, ConnectionError):
+                    _bound_unsent(request)
                     await response.prepare(request)
                     await self._serve(_Stream(request, response, self._clock), frames, stopping)
         finally:
@@ -106,6 +109,14 @@ class Streams:
                 task.result()
         if pump.cancelled() and stopping.done():
             await stream.cut_off()
+
+
+def _bound_unsent(request: web.Request) -> None:
+    """Let the kernel take no megabytes that the reader has no room for: they cost memory, and look as if it read."""
+    transport = request.transport
+    socket_ = None if transport is None else transport.get_extra_info("socket")
+    if socket_ is not None and socket_.family in {socket.AF_INET, socket.AF_INET6}:
+        socket_.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
 
 class _ReaderLeftError(Exception):

@@ -89,13 +89,9 @@ class NewRuns:
             path = self._layout.run(thread_id, wish.run.id)
             if self._disk.exists(path):
                 raise RunAlreadyExistsError(thread_id, wish.run.id)
-            # By the clock between processes; rising strictly in a thread, and in a process, whatever the clock does.
-            last = self._runs.turns.read(thread_id).last_sequence
-            sequence = max(self._now() // 1_000, last + 1, self._last_sequence + 1)
-            self._last_sequence = sequence
-            return (yield from starting_over_after_foreign_writes(path, lambda: self._create(wish, sequence)))
+            return (yield from starting_over_after_foreign_writes(path, lambda: self._create(wish)))
 
-    def _create(self, wish: Wish, sequence: int) -> Work[NewRun]:
+    def _create(self, wish: Wish) -> Work[NewRun]:
         thread_id, turns = wish.run.thread_id, self._runs.turns
         turn = turns.read(thread_id)
         active: list[RunRecord] = []
@@ -103,6 +99,9 @@ class NewRuns:
             active = yield from self._runs.active_records(thread_id, turn)
         if active and not wish.stops:
             raise ActiveRunError(thread_id, active[0].run.id)
+        # By the clock between processes; rising strictly in a thread, and in a process, whatever the clock does.
+        sequence = max(self._now() // 1_000, turn.last_sequence + 1, self._last_sequence + 1)
+        self._last_sequence = sequence
         with ExitStack() as pinned:
             stops = self._stops(wish, active, pinned)
             appended = self._appending(wish, stops)
