@@ -200,6 +200,8 @@ async def test_what_a_foreign_program_appends_at_any_moment_hides_no_message_fro
         if not meanwhile.is_done:
             break
         assert "msg_f" in (root / "t" / "messages.jsonl").read_text()
+        turn = json.loads((root / ".threadloom" / "turns" / "t.json").read_bytes())
+        assert [run_id for _, run_id in turn["active"]] == ["leased", "new"], at
         at += 1
 
 
