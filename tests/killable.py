@@ -22,8 +22,10 @@ import attrs
 
 from tests.fork_server import serve
 from threadloom import (
+    Assistant,
     FileStore,
     FunctionCall,
+    IdempotencyKey,
     LeaseLostError,
     Message,
     Run,
@@ -65,6 +67,10 @@ def _run(thread_id: str, name: str) -> Run:
     return attrs.evolve(Run.new(thread_id, model="m"), id=f"run_{name}")
 
 
+def _key(name: str) -> IdempotencyKey:
+    return IdempotencyKey(f"key ☕ {name}", "asked for")
+
+
 def _step(run: Run, name: str) -> RunStep:
     call = FunctionCall(name="f", arguments=text_of(name)[:500])
     return attrs.evolve(RunStep.tool_calls(thread_id=run.thread_id, run_id=run.id, calls=[call]), id=f"step_{name}")
@@ -104,14 +110,48 @@ async def writing(store: ThreadStore, writer: str) -> AsyncIterator[None]:
         yield
         await store.update_thread(own, metadata={"at": name})
         yield
+        async for _ in _with_assistants(store, name, keeps=number % 2 == 0):
+            yield
+        async for _ in _making_way(store, own, name):
+            yield
         side = f"thread_{writer}_side"
-        await store.create_thread(attrs.evolve(Thread.new(), id=side))
+        first = [_message(side, f"{name}_first")]
+        await store.create_thread(attrs.evolve(Thread.new(), id=side), messages=first, key=_key(name))
         yield
         await store.append_message(side, _message(side, f"{name}_d"))
         yield
         await store.create_run(side, attrs.evolve(_run(side, f"{name}_side"), status=RunStatus.IN_PROGRESS))
         yield
         await store.delete_thread(side, force=True)
+        yield
+
+
+async def _with_assistants(store: ThreadStore, name: str, *, keeps: bool) -> AsyncIterator[None]:
+    assistant = attrs.evolve(Assistant.new(model="m"), id=f"asst_{name}")
+    await store.create_assistant(assistant, key=_key(name))
+    yield
+    await store.update_assistant(assistant.id, lambda old: attrs.evolve(old, name=name))
+    yield
+    if not keeps:
+        await store.delete_assistant(assistant.id)
+        yield
+
+
+async def _making_way(store: ThreadStore, own: str, name: str) -> AsyncIterator[None]:
+    await store.append_message(own, _message(own, f"{name}_k"), key=_key(name))
+    yield
+    for on_busy in ("interrupt", "rollback"):
+        for made in ("e", "f"):
+            await store.create_run(own, _run(own, f"{name}_{on_busy}_{made}"))
+            yield
+        message = _message(own, f"{name}_{on_busy}_g", f"run_{name}_{on_busy}_e")
+        await store.append_message(own, message)
+        yield
+        wanted = _run(own, f"{name}_{on_busy}_k")
+        more = [_message(own, f"{name}_{on_busy}_h")]
+        await store.create_run(own, wanted, on_busy=on_busy, messages=more, key=_key(f"{name} {on_busy}"))
+        yield
+        await store.update_run_status(own, wanted.id, RunStatus.COMPLETED)
         yield
 
 
@@ -124,6 +164,11 @@ async def state_of(store: ThreadStore, writer: str) -> dict[str, object]:
             if message.id.startswith(f"msg_{writer}_")
         ]
     }
+    state["assistants"] = [
+        (assistant.id, assistant.name)
+        for assistant in _whole(await store.list_assistants())
+        if assistant.id.startswith(f"asst_{writer}_")
+    ]
     for thread_id in (f"thread_{writer}", f"thread_{writer}_side"):
         try:
             thread = await store.get_thread(thread_id)
@@ -169,6 +214,24 @@ class Doom:
             self._calls -= 1
             if self._calls < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def create(said: int, _: int, root: str, durability: Any, calls: int | None, key: str) -> None:
+    """Create one of each kind under a key, and acknowledge each id, until this process kills itself."""
+    async with FileStore(root, durability=durability) as store:
+        if calls is not None:
+            Doom(0, calls)
+        async for item in creating(store, key):
+            os.write(said, f"{item.id}\n".encode())
+
+
+async def creating(store: ThreadStore, value: str) -> AsyncIterator[Any]:
+    """Create one of each kind under one key, with new ids, and yield each."""
+    key = IdempotencyKey(value, "asked for")
+    yield await store.create_assistant(Assistant.new(model="m", name=value), key=key)
+    yield await store.create_thread(Thread.new(metadata={"key": value}), key=key)
+    yield await store.append_message(SHARED, Message.user(SHARED, value), key=key)
+    yield await store.create_run(SHARED, Run.new(SHARED, model="m", metadata={"key": value}), key=key)
 
 
 async def write(said: int, _: int, root: str, durability: Any, doom: tuple[int, int] | None, *writers: str) -> None:
@@ -287,4 +350,4 @@ async def finish(said: int, orders: int, root: str, durability: Any, stop_at: in
 
 
 if __name__ == "__main__":
-    serve({"write": write, "work": work, "finish": finish})
+    serve({"create": create, "write": write, "work": work, "finish": finish})

@@ -21,10 +21,12 @@ import pytest
 
 import threadloom
 from threadloom import (
+    Assistant,
     ConflictError,
     EventType,
     FileStore,
     FunctionCall,
+    IdempotencyKey,
     IncompleteDetails,
     Lease,
     MemoryStore,
@@ -384,6 +386,7 @@ METADATA = {"key": "value"}
 
 # Of each model, one with as little as it can have, and one in which every field says something.
 LITTLE: dict[type, Any] = {
+    Assistant: Assistant(id="asst_1", created_at=1, model="any"),
     Thread: Thread(id="thread_1", created_at=1),
     Message: Message(id="msg_1", created_at=1, thread_id="thread_1", role=MessageRole.USER, content=()),
     Run: Run(id="run_1", created_at=1, thread_id="thread_1", status=RunStatus.QUEUED),
@@ -397,6 +400,20 @@ LITTLE: dict[type, Any] = {
     ),
 }
 FULL: dict[type, Any] = {
+    Assistant: attrs.evolve(
+        LITTLE[Assistant],
+        name="Waiter",
+        description="Serves",
+        instructions="Be brief",
+        tools=({"type": "function"},),
+        tool_resources={"code_interpreter": {}},
+        metadata=METADATA,
+        temperature=0.5,
+        top_p=0.5,
+        response_format="auto",
+        reasoning_effort="low",
+        tenant="acme",
+    ),
     Thread: attrs.evolve(LITTLE[Thread], metadata=METADATA, tool_resources={"code_interpreter": {}}, tenant="acme"),
     Message: attrs.evolve(
         LITTLE[Message],
@@ -450,6 +467,7 @@ FULL: dict[type, Any] = {
 LEASE = Lease(thread_id="thread_1", run_id="run_1", worker_id="worker_1", token="77940a", attempt=2)  # noqa: S106
 
 SECTIONS = {
+    Assistant: "Assistants",
     Thread: "meta.json",
     Message: "messages.jsonl",
     Run: "status.json",
@@ -532,15 +550,18 @@ def test_what_is_needed_is_needed(model):
 
 async def test_what_the_store_writes_is_what_the_page_says(tmp_path):
     async with FileStore(tmp_path, durability="process") as store:
-        await store.create_thread(LITTLE[Thread])
-        await store.append_message("thread_1", LITTLE[Message])
-        await store.create_run("thread_1", LITTLE[Run])
+        key = IdempotencyKey("key", "asked for")
+        await store.create_assistant(LITTLE[Assistant], key=key)
+        await store.create_thread(LITTLE[Thread], key=key)
+        await store.append_message("thread_1", LITTLE[Message], key=key)
+        await store.create_run("thread_1", LITTLE[Run], key=key)
         await store.append_step("thread_1", "run_1", LITTLE[RunStep])
         await store.update_message("thread_1", "msg_1", metadata={"liked": "yes"})
         await store.delete_message("thread_1", "msg_1")
     thread = tmp_path / "thread_1"
     run = thread / "runs" / "run_1"
     written = {
+        Assistant: json.loads((tmp_path / ".threadloom" / "assistants" / "asst_1.json").read_bytes()),
         Thread: json.loads((thread / "meta.json").read_bytes()),
         Message: json.loads((thread / "messages.jsonl").read_bytes()),
         Run: json.loads((run / "status.json").read_bytes()),
@@ -556,9 +577,14 @@ async def test_what_the_store_writes_is_what_the_page_says(tmp_path):
     retracted = {"thread.message.retracted": ["object", "offset"]}
     assert kinds == {edit["object"]: list(edit) for edit in edits} | retracted
 
-    tree = set(re.findall(r"^    +([\w<>.]+/?)", text_of(FORMAT, "The tree"), re.MULTILINE))
+    tree = set(re.findall(r"^    +([\w<>.-]+/?)", text_of(FORMAT, "The tree"), re.MULTILINE))
     names = {"<thread_id>/": thread, "<run_id>/": run, "<step_id>.json": run / "steps" / "step_1.json"}
     named = {path: name for name, path in names.items()}
+    keys = [*thread.glob("keys/*"), *(tmp_path / ".threadloom" / "keys").glob("**/*.json")]
+    named |= dict.fromkeys(keys, "<kind>-<hash>.json")
+    rows = tables(FORMAT, "Idempotency keys")[0]
+    assert {tuple(json.loads(path.read_bytes())) for path in keys} == {tuple(plain(row["key"]) for row in rows)}
+    assert sorted(path.name.partition("-")[0] for path in thread.glob("keys/*")) == ["message", "run"]
     for path in [thread, *thread.rglob("*")]:
         assert named.get(path, f"{path.name}/" if path.is_dir() else path.name) in tree, path
 

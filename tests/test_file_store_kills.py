@@ -58,6 +58,14 @@ def lines_of(path: Path, *, may_be_torn: bool = False) -> list[dict[str, Any]]:
     return parsed
 
 
+def check_keys(thread: Path) -> None:
+    """Show that a key is there with what was created under it, and neither without the other."""
+    messages = (lines_of(thread / "messages.jsonl", may_be_torn=True)) if (thread / "messages.jsonl").exists() else []
+    made = {record["id"] for record in messages} | {path.name for path in thread.glob("runs/*")}
+    kept = {orjson.loads(path.read_bytes())["created"]["id"] for path in thread.glob("keys/*")}
+    assert kept == {id_ for id_ in made if id_.endswith("_k")}
+
+
 def check_files(thread: Path, *, may_be_torn: bool = False) -> None:
     """Show that every file of a thread is whole, that nothing is in them twice, and that there are no others."""
     for directory, _, names in os.walk(thread):
@@ -76,6 +84,9 @@ def check_files(thread: Path, *, may_be_torn: bool = False) -> None:
                     assert orjson.loads(path.read_bytes())["id"] == thread.name
                 case "status.json":
                     assert orjson.loads(path.read_bytes())["id"] == path.parent.name
+                case _ if path.parent.name == "keys":
+                    record = orjson.loads(path.read_bytes())
+                    assert record["created"]["thread_id"] == thread.name
                 case _:
                     assert path.parent.name == "steps", f"what is {path}?"
                     assert f"{orjson.loads(path.read_bytes())['id']}.json" == name
@@ -128,6 +139,7 @@ class Writers:
                 self.found[writer] = await state_of(store, writer)
         for writer in writers:
             check_files(self.root / f"thread_{writer}", may_be_torn=True)
+            check_keys(self.root / f"thread_{writer}")
             before, after = await expected_of(writer, acknowledged[writer])
             assert self.found[writer] in (before, after), difference(self.found[writer], before, after)
             self.unacknowledged += self.found[writer] != before

@@ -90,6 +90,8 @@ class TurnBook:
     def enter(self, thread_id: str, turn: Turn, sequence: int, run_id: str) -> None:
         """Put a run among the active ones of its thread, in its place."""
         if (sequence, run_id) not in turn.active:
+            # Once, also where an act that gave it another number came to nothing.
+            turn.active = [entry for entry in turn.active if entry[1] != run_id]
             insort(turn.active, (sequence, run_id), key=lambda entry: entry[0])
         turn.last_sequence = max(turn.last_sequence, sequence)
         self._write(thread_id, turn)
