@@ -32,7 +32,7 @@ def create_app(
     *,
     handler: Handler | None = None,
     concurrency: int = 8,
-    api_keys: Iterable[str] = (),
+    api_keys: Iterable[str] | None = None,
     authenticate: Authenticate | None = None,
     on_busy: OnBusy = "reject",
     run_expiry: timedelta | None = timedelta(minutes=10),
@@ -88,8 +88,7 @@ def create_app(
 @web.middleware
 async def _answering(request: web.Request, handler: Handle) -> web.StreamResponse:
     """Let in whoever may ask, and turn every error into an answer that OpenAI's clients understand."""
-    request[REQUEST_ID] = f"req_{uuid_utils.uuid7().hex}"
-    told = {"request_id": request[REQUEST_ID], "method": request.method, "path": request.path}
+    told = {"request_id": _id_of(request), "method": request.method, "path": request.path}
     try:
         admit = settings_of(request).admit
         if admit is not None:
@@ -111,5 +110,11 @@ async def _answering(request: web.Request, handler: Handle) -> web.StreamRespons
 
 
 async def _name_request(request: web.Request, response: web.StreamResponse) -> None:
-    if REQUEST_ID in request:  # else a middleware of the application around this one has answered
-        response.headers["x-request-id"] = request[REQUEST_ID]
+    response.headers["x-request-id"] = _id_of(request)
+
+
+def _id_of(request: web.Request) -> str:
+    """Return the id of a request, which has one also where somebody else answers it before us."""
+    if REQUEST_ID not in request:
+        request[REQUEST_ID] = f"req_{uuid_utils.uuid7().hex}"
+    return request[REQUEST_ID]

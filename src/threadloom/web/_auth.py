@@ -16,17 +16,20 @@ from threadloom.web._settings import TENANT, Admit, Authenticate
 __all__ = ["admitting"]
 
 
-def admitting(api_keys: Iterable[str], authenticate: Authenticate | None) -> Admit | None:
+def admitting(api_keys: Iterable[str] | None, authenticate: Authenticate | None) -> Admit | None:
     """Return what lets a request in or raises, and notes whose it is; none where anybody may ask."""
+    if api_keys is None:
+        return None if authenticate is None else _by_tenant(authenticate)
+    if authenticate is not None:
+        raise InvalidInputError("Clients are let in by api_keys or by authenticate, not by both.")
     if isinstance(api_keys, str):
         raise InvalidInputError("api_keys is a collection of keys, not one.")
+    keys = [key.strip() for key in api_keys]
+    # As a setting that was left empty makes them: it must not open the door.
+    if not all(keys) or not keys:
+        raise InvalidInputError("api_keys needs at least one key, and no empty one; without api_keys anybody may ask.")
     # Hashes, so that neither the length of a key nor how much of it was right can be told from the time.
-    known = [_hash(key) for key in api_keys]
-    if known and authenticate is not None:
-        raise InvalidInputError("Clients are let in by api_keys or by authenticate, not by both.")
-    if authenticate is not None:
-        return _by_tenant(authenticate)
-    return _by_keys(known) if known else None
+    return _by_keys([_hash(key) for key in keys])
 
 
 def _by_keys(known: list[bytes]) -> Admit:
@@ -46,6 +49,9 @@ def _by_tenant(authenticate: Authenticate) -> Admit:
             tenant = await tenant
         if tenant is None:
             raise _refusal(request)
+        if not isinstance(tenant, str):
+            text = f"authenticate must return a tenant or None, not {type(tenant).__name__}"
+            raise TypeError(text)
         request[TENANT] = tenant
 
     return admit

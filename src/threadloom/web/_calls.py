@@ -118,7 +118,7 @@ def event_number_of(request: web.Request) -> int:
     """Return the number of the last event that the reader of a stream has had: what it asks for goes on past it."""
     most = 2**63 - 1
     if "after" not in request.query and (last := request.headers.get("Last-Event-ID", "").strip()):
-        if last.isascii() and last.isdigit() and int(last) <= most:
+        if last.isascii() and last.isdigit() and len(last) <= len(str(most)) and int(last) <= most:
             return int(last)
         raise WireError(400, f"Invalid 'Last-Event-ID': expected the id of an event, not {last[:128]!r}.")
     return _whole_number(request, "after", 0, least=0, most=most)

@@ -31,6 +31,8 @@ __all__ = ["NO_RETRY", "WireError", "as_wire_error", "error_body"]
 # OpenAI's clients send a request anew after 409 and 5xx, unless they are told that this changes nothing, or does harm.
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
+_MOST_CHARACTERS = 1_000
+
 
 class WireError(Exception):
     """An answer that is an error: raised anywhere below a request, and sent as OpenAI's clients expect it."""
@@ -55,8 +57,11 @@ class WireError(Exception):
 
 
 def error_body(error: WireError) -> dict[str, Any]:
-    """Return the JSON object that tells of an error."""
-    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    """Return the JSON object that tells of an error; what a client sent may stand in it, in any bytes, at any length."""
+    message = error.message.encode(errors="backslashreplace").decode()
+    if len(message) > _MOST_CHARACTERS:
+        message = f"{message[:_MOST_CHARACTERS]}…"
+    return {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
 
 
 def as_wire_error(error: Exception, request: web.Request) -> WireError:  # noqa: PLR0911 - one for each kind
@@ -122,7 +127,9 @@ def _of_conflict(error: ConflictError) -> WireError:
     match error:
         case ActiveRunError():
             return WireError(400, f"Thread {error.thread_id} already has an active run {error.run_id}.")
-        case RunInTerminalStateError() | ToolOutputsRefusedError() | InvalidTransitionError():
+        case RunInTerminalStateError():
+            return WireError(400, f"Run {error.run_id} is {error.status}, and stays so.")
+        case ToolOutputsRefusedError() | InvalidTransitionError():
             return WireError(400, str(error))
         case IdempotencyKeyReusedError():
             text = "This Idempotency-Key was sent before, with another request. Take a new key for a new request."

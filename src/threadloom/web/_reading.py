@@ -13,8 +13,12 @@ import attrs
 import cattrs
 import orjson
 from attrs import frozen
-from cattrs.cols import list_structure_factory
-from cattrs.errors import AttributeValidationNote, BaseValidationError, IterableValidationNote
+from cattrs.errors import (
+    AttributeValidationNote,
+    BaseValidationError,
+    IterableValidationError,
+    IterableValidationNote,
+)
 from cattrs.gen import make_dict_structure_fn
 
 from threadloom.web._errors import WireError
@@ -23,6 +27,8 @@ __all__ = ["AsSent", "Check", "Json", "TextOr", "Typed", "read"]
 
 T = TypeVar("T")
 
+_MOST_LEVELS = 100
+
 Json = dict[str, Any]
 Check = Callable[[Any], str | None]
 """Returns what is wrong with a value that has the right type, as the end of a sentence, or none."""
@@ -30,7 +36,7 @@ Check = Callable[[Any], str | None]
 
 @frozen(eq=False)
 class AsSent:
-    """Marks what is checked against ``shape``, and kept as it was sent."""
+    """Marks what is checked against ``shape``, and kept as it was sent, but for the nulls."""
 
     shape: Any
 
@@ -62,11 +68,24 @@ def read(data: bytes, shape: type[T]) -> tuple[T, Json]:
         raise WireError(400, f"The body of the request is no valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
         raise WireError(400, f"The body of the request must be a JSON object, not {_named(body)}.")
+    if _is_deep(body):
+        raise WireError(400, f"The body of the request has more than {_MOST_LEVELS} levels of arrays and objects.")
     try:
         return _converter.structure(body, shape), body
     except BaseValidationError as error:
         param, said = _first_wrong(error)
         raise WireError(400, f"Invalid '{param}': {said}.", param=param) from None
+
+
+def _is_deep(body: Json) -> bool:
+    """Return whether there are too many levels: what is kept must be written, and sent within a list, too."""
+    level: list[Any] = [body]
+    for _ in range(_MOST_LEVELS):
+        inner = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _first_wrong(error: BaseException) -> tuple[str, str]:
@@ -116,12 +135,20 @@ def _of_type(expected: str, *accepted: type) -> Hook:
 
 
 def _of_list(kind: Any, converter: cattrs.Converter) -> Hook:
-    structure = list_structure_factory(kind, converter)
+    (inner,) = get_args(kind)
+    structure = converter.get_structure_hook(inner)
 
-    def of_list(value: Any, kind: Any) -> Any:
-        if isinstance(value, list):
-            return structure(value, kind)
-        raise _expected("an array", value)
+    def of_list(value: Any, _: Any) -> Any:
+        if not isinstance(value, list):
+            raise _expected("an array", value)
+        items: list[Any] = []
+        try:
+            items.extend(structure(item, inner) for item in value)
+        except (ValueError, BaseValidationError) as error:
+            # The first is enough: an error for each of a million items would fill the memory.
+            error.add_note(IterableValidationNote("", len(items), inner))
+            raise IterableValidationError("", [error], kind) from None
+        return items
 
     return of_list
 
@@ -136,6 +163,17 @@ def _of_class(kind: Any, converter: cattrs.Converter) -> Hook:
         raise _expected("an object", value)
 
     return of_class
+
+
+def _kept_class(kind: Any, converter: cattrs.Converter) -> Hook:
+    check = _of_class(kind, converter)
+
+    def kept_class(value: Any, kind: Any) -> Any:
+        checked = check(value, kind)
+        given = {key: item for key, item in value.items() if item is not None}
+        return given | {name: getattr(checked, name) for name in attrs.fields_dict(kind) if name in given}
+
+    return kept_class
 
 
 def _of_literal(kind: Any, _: cattrs.Converter) -> Hook:
@@ -153,10 +191,9 @@ def _of_annotated(kind: Any, converter: cattrs.Converter) -> Hook:
     inner, mark = get_args(kind)
     match mark:
         case AsSent(shape):
-            return _as_sent(shape, converter)
+            return lambda value, _: _keeping.structure(value, shape)
         case TextOr(shape):
-            as_sent = _as_sent(shape, converter)
-            return lambda value, _: value if isinstance(value, str) else as_sent(value, shape)
+            return lambda value, _: value if isinstance(value, str) else _keeping.structure(value, shape)
         case Typed():
             return _of_typed(mark, converter)
     structure = converter.get_structure_hook(inner)
@@ -171,16 +208,6 @@ def _of_annotated(kind: Any, converter: cattrs.Converter) -> Hook:
     return checked
 
 
-def _as_sent(shape: Any, converter: cattrs.Converter) -> Hook:
-    check = converter.get_structure_hook(shape)
-
-    def as_sent(value: Any, _: Any) -> Any:
-        check(value, shape)
-        return value
-
-    return as_sent
-
-
 def _of_typed(typed: Typed, converter: cattrs.Converter) -> Hook:
     def of_typed(value: Any, _: Any) -> Any:
         if isinstance(value, str) and typed.words:
@@ -189,10 +216,10 @@ def _of_typed(typed: Typed, converter: cattrs.Converter) -> Hook:
             raise _WrongError(f"expected one of {', '.join(map(repr, typed.words))}, or an object, not {value!r}")
         if not isinstance(value, dict):
             raise _expected("an object", value)
-        shape = typed.shapes.get(value.get("type", ""))
-        if shape is None:
-            raise _WrongError(f"expected a 'type' of {', '.join(map(repr, typed.shapes))}, not {value.get('type')!r}")
-        return converter.structure(value, shape)
+        kind = value.get("type")
+        if not isinstance(kind, str) or kind not in typed.shapes:
+            raise _WrongError(f"expected a 'type' of {', '.join(map(repr, typed.shapes))}, not {kind!r}")
+        return converter.structure(value, typed.shapes[kind])
 
     return of_typed
 
@@ -201,7 +228,7 @@ def _comes_from(origin: Any) -> Callable[[Any], bool]:
     return lambda kind: get_origin(kind) is origin
 
 
-def _make_converter() -> cattrs.Converter:
+def _make_converter(of_class: Callable[[Any, cattrs.Converter], Hook]) -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=True)
     converter.register_structure_hook(str, _of_type("a string", str))
     converter.register_structure_hook(int, _of_type("an integer", int))
@@ -210,11 +237,12 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(lambda kind: kind == Json, _of_type("an object", dict))
     # Typed loosely: the decorators of cattrs tell factories apart by a name that mypy cannot follow.
     register: Any = converter.register_structure_hook_factory
-    register(attrs.has, _of_class)
+    register(attrs.has, of_class)
     register(_comes_from(list), _of_list)
     register(_comes_from(Literal), _of_literal)
     register(_comes_from(Annotated), _of_annotated)
     return converter
 
 
-_converter: Final = _make_converter()
+_converter: Final = _make_converter(_of_class)
+_keeping: Final = _make_converter(_kept_class)

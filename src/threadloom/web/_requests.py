@@ -161,8 +161,8 @@ _Format = Annotated[
 
 @frozen
 class _Attachment:
-    file_id: str
-    tools: list[_AttachmentTool]
+    file_id: str | None = None
+    tools: list[_AttachmentTool] | None = None
 
 
 @frozen

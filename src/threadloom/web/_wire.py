@@ -200,8 +200,6 @@ def _details(step: RunStep) -> Json:
             return {"type": "tool_calls", "tool_calls": [_tool_call(call) for call in calls]}
         case MessageCreation(message_id):
             return {"type": "message_creation", "message_creation": {"message_id": message_id}}
-        case UnknownObject(data) if data.get("type") in tuple(RunStepType):
-            return dict(data)
     if step.type is RunStepType.TOOL_CALLS:
         return {"type": "tool_calls", "tool_calls": []}
     return {"type": "message_creation", "message_creation": {"message_id": ""}}
