@@ -1,4 +1,4 @@
-"""A thread with an active run: what becomes of the next run and of a new message, by the app's choice or the request's."""
+"""A thread with an active run: what becomes of the next run and of a new message, as app or request choose."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -104,6 +104,7 @@ class TestOtherWays(Choosing):
                 await message.write("half")
                 is_at_work.set()
                 await asyncio.Event().wait()
+            return None
 
         async with RunWorker(wire.store, answer):
             await is_at_work.wait()

@@ -146,7 +146,7 @@ class TestPages(WireTests):
         claim = await wire.store.claim_run("w")
         calls = [ToolCall(id="call_1", function=FunctionCall(name="f", arguments="{}"))]
         step = RunStep.tool_calls(thread_id=run["thread_id"], run_id=run["id"], calls=calls, assistant_id="asst_1")
-        await wire.store.write_run(claim.lease, RunWrite(items=[step]))
+        await wire.store.write_run(claim.lease, RunWrite(items=(step,)))
         path = f"{path_of(run)}/steps"
         got = await wire.good("GET", f"{path}/{step.id}")
         assert (await wire.good("GET", path))["data"] == [got]

@@ -72,7 +72,7 @@ class TestMaking(WireTests):
         assert await wire.good("GET", path_of(run)) == run
 
     async def test_what_a_run_is_given_goes_before_its_assistants(self, wire: Wire):
-        given = {
+        given: dict[str, Any] = {
             "model": "of the run",
             "instructions": "",
             "tools": [],
@@ -251,9 +251,7 @@ class TestTime(WireTests):
         await wire.store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
         assert (await wire.good("GET", path_of(run)))["expires_at"] is None
 
-    async def test_a_client_polls_a_young_run_often_and_an_old_one_once_a_second(
-        self, wire: Wire, clock: ManualClock
-    ):
+    async def test_a_client_polls_a_young_run_often_and_an_old_one_once_a_second(self, wire: Wire, clock: ManualClock):
         run = await wire.run()
         clock.advance(timedelta(seconds=run["created_at"]) - timedelta(microseconds=clock.time_ns() // 1_000))
         told = []

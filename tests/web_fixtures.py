@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,8 @@ class Wire:
             body = orjson.dumps(body)
         if body is not None:
             given.setdefault("Content-Type", "application/json")
+        if body is not None and len(body) > 2**20:
+            body = io.BytesIO(body)  # as aiohttp asks
         url = URL(f"{self.origin}v1{path}{'?' if query else ''}{query}", encoded=True)
         async with (
             asyncio.timeout(PATIENCE),
@@ -213,18 +216,17 @@ def path_of(run: Mapping[str, Any]) -> str:
 
 async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
-    try:
+    with suppress(ConnectionError):
         await writer.wait_closed()
-    except ConnectionError:
-        pass  # closed all the same
 
 
 @asynccontextmanager
-async def serving(store: ThreadStore, **options: Any) -> AsyncIterator[Wire]:
+async def serving(store: ThreadStore, *, app: web.Application | None = None, **options: Any) -> AsyncIterator[Wire]:
     """Serve a store under ``/v1`` of an application, with a client beside it."""
-    app = web.Application()
+    app = app or web.Application()
     app.add_subapp("/v1", create_app(store, **options))
-    runner = web.AppRunner(app, shutdown_timeout=PATIENCE)
+    # By default aiohttp waits ten seconds more for a body that was answered before it had come.
+    runner = web.AppRunner(app, shutdown_timeout=PATIENCE, lingering_time=0)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -148,6 +148,8 @@ async def _data_of(request: web.Request) -> bytes:
                     raise WireError(413, text)
     except TimeoutError:
         raise WireError(408, "The body of the request did not come in time.") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise WireError(400, "The body of the request broke off, or cannot be unpacked.") from None
     return bytes(data)
 
 

@@ -57,7 +57,7 @@ class WireError(Exception):
 
 
 def error_body(error: WireError) -> dict[str, Any]:
-    """Return the JSON object that tells of an error; what a client sent may stand in it, in any bytes, at any length."""
+    """Return the JSON object that tells of an error: also where it repeats what a client sent, in any bytes."""
     message = error.message.encode(errors="backslashreplace").decode()
     if len(message) > _MOST_CHARACTERS:
         message = f"{message[:_MOST_CHARACTERS]}…"
