@@ -9,9 +9,8 @@ from datetime import timedelta
 import psutil
 import pytest
 
-from tests.web_fixtures import PATIENCE, Wire, WireTests, serving, wire_store
-from threadloom import RunStatus
-from threadloom.testing import ManualClock
+from tests.web_fixtures import PATIENCE, MemoryWireTests, Wire, serving
+from threadloom import RunStatus, ThreadStore
 from threadloom.web import Limits
 
 BODY = b'{"metadata": {"a": "b"}}'
@@ -42,10 +41,10 @@ async def drop(wire: Wire, data: bytes, *, rudely: bool = False) -> None:
     writer.close()
 
 
-class TestBrokenClients(WireTests):
-    async def test_half_a_body_and_then_silence_is_a_408(self, clock: ManualClock):
+class TestBrokenClients(MemoryWireTests):
+    async def test_half_a_body_and_then_silence_is_a_408(self, store: ThreadStore):
         limits = Limits(body_timeout=timedelta(milliseconds=1))
-        async with wire_store(clock) as store, serving(store, limits=limits) as wire:
+        async with serving(store, limits=limits) as wire:
             async with nothing_left(wire):
                 reader, writer = await wire.connect()
                 writer.write(POST[:-5])

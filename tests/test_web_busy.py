@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.web_fixtures import Wire, WireTests, path_of, serving, wire_store
-from threadloom import InvalidInputError, MemoryStore, RunStatus
-from threadloom.testing import ManualClock
+from tests.web_fixtures import Wire, WireTests, path_of, serving
+from threadloom import InvalidInputError, MemoryStore, RunStatus, ThreadStore
 from threadloom.web import create_app
 from threadloom.worker import RunWorker
 
@@ -21,8 +20,8 @@ class Choosing(WireTests):
     """Lets a test have a server with each way to go about a busy thread."""
 
     @pytest.fixture
-    async def servers(self, clock: ManualClock) -> AsyncIterator[dict[str, Wire]]:
-        async with wire_store(clock) as store, AsyncExitStack() as stack:
+    async def servers(self, store: ThreadStore) -> AsyncIterator[dict[str, Wire]]:
+        async with AsyncExitStack() as stack:
             yield {
                 way: await stack.enter_async_context(serving(store, on_busy=way))
                 for way in ("reject", "enqueue", "interrupt", "rollback")
@@ -151,20 +150,20 @@ class TestOtherWays(Choosing):
             create_app(MemoryStore(), on_busy="wait")  # type: ignore[arg-type]
 
 
-class TestAppWithHandler(WireTests):
-    async def test_an_app_with_a_handler_opens_the_store_and_works_on_its_runs(self, clock: ManualClock):
+class TestTheAppsWorkerAndStore:
+    async def test_an_app_with_a_handler_opens_the_store_and_works_on_its_runs(self):
         async def answer(ctx):
             return "from the app"
 
-        store = wire_store(clock)
+        store = MemoryStore()
         async with serving(store, handler=answer) as wire:
             assert store.is_open
             run = await wire.run()
             assert (await wire.ended(run))["status"] == "completed"
         assert not store.is_open
 
-    async def test_an_app_leaves_a_store_open_that_was_open(self, clock: ManualClock):
-        async with wire_store(clock) as store:
+    async def test_an_app_leaves_a_store_open_that_was_open(self):
+        async with MemoryStore() as store:
             async with serving(store):
                 pass
             assert store.is_open

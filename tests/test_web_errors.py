@@ -9,10 +9,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from tests.web_fixtures import Wire, WireTests, path_of, serving, wire_store
-from threadloom import errors
+from tests.web_fixtures import MemoryWireTests, Wire, path_of, serving
+from threadloom import ThreadStore, errors
 from threadloom.stores.memory import MemoryStore
-from threadloom.testing import ManualClock
 from threadloom.web._errors import as_wire_error
 
 CLOSED = "The server cannot do this at the moment. Try again."
@@ -107,7 +106,7 @@ def test_where_nothing_was_done_the_client_may_try_again(error):
     assert as_wire_error(error, make_mocked_request("POST", "/threads")).headers == {"retry-after": "1"}
 
 
-class TestErrors(WireTests):
+class TestErrors(MemoryWireTests):
     @pytest.fixture
     async def broken(self, wire: Wire) -> tuple[Wire, str]:
         """Return a server with a thread whose record is damaged."""
@@ -129,9 +128,9 @@ class TestErrors(WireTests):
             assert (failed.message, answered.message) == ("request failed", "request answered")
             assert failed.exc_info is not None
             assert failed.exc_info[0] is errors.SerializationError
-            told: list[Any] = [(record.request_id, record.method, record.path) for record in (failed, answered)]  # type: ignore[attr-defined]
+            told: list[Any] = [(record.request_id, record.method, record.path) for record in (failed, answered)]
             assert told == [(answer.headers["x-request-id"], method, f"/v1{path}")] * 2
-            assert answered.status == 500  # type: ignore[attr-defined]
+            assert answered.status == 500
 
     async def test_a_closed_store_is_a_503_that_may_be_tried_again(self, wire: Wire):
         await wire.store.close()
@@ -139,11 +138,11 @@ class TestErrors(WireTests):
         assert (answer.status, answer.error["type"], answer.error["message"]) == (503, "server_error", CLOSED)
         assert answer.headers["retry-after"] == "1"
 
-    async def test_a_bug_is_a_500_too(self, clock: ManualClock):
+    async def test_a_bug_is_a_500_too(self, store: ThreadStore):
         def authenticate(request: web.Request) -> str:
             raise RuntimeError("secret")
 
-        async with wire_store(clock) as store, serving(store, authenticate=authenticate) as wire:
+        async with serving(store, authenticate=authenticate) as wire:
             answer = await wire.ask("POST", "/threads", {})
             assert (answer.status, answer.error["message"]) == (500, FAULT)
             assert b"secret" not in answer.body
@@ -176,7 +175,7 @@ class TestErrors(WireTests):
         asked = [("GET", f"/threads/{thread}"), ("GET", "/threads/t"), ("GET", "/nothing"), ("PUT", "/threads")]
         answers = [await wire.ask(method, path) for method, path in asked]
         assert [answer.status for answer in answers] == [200, 404, 404, 405]
-        told = [(r.request_id, r.status) for r in caplog.records if r.message == "request answered"]  # type: ignore[attr-defined]
+        told = [(r.request_id, r.status) for r in caplog.records if r.message == "request answered"]
         assert told == [(answer.headers["x-request-id"], answer.status) for answer in answers]
         assert len({id_ for id_, _ in told}) == 4
 
@@ -233,7 +232,7 @@ class TestBesideOthers:
         assert b"x-request-id: req_" in said
 
 
-class TestRefusedBodies(WireTests):
+class TestRefusedBodies(MemoryWireTests):
     @pytest.mark.parametrize(
         ("body", "said"),
         [

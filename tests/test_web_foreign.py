@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.web_fixtures import Wire, WireTests
+from tests.web_fixtures import MemoryWireTests, Wire
 from threadloom.stores.memory import MemoryStore, _Entry, _RunState, _ThreadState
 
 THREAD = {"id": "t-1", "object": "thread", "created_at": 1_700_000_000, "metadata": {}}
@@ -41,7 +41,7 @@ ODD_METADATA = {"restart": True, "count": 7, "none": None, "deep": {"a": [1]}, "
 TOLD_METADATA = {"restart": "true", "count": "7", "none": "null", "deep": '{"a": [1]}', "plain": "text"}
 
 
-class TestForeign(WireTests):
+class TestForeign(MemoryWireTests):
     def keep(
         self,
         wire: Wire,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.web_fixtures import Answer, Wire, WireTests, path_of
-from threadloom import Assistant, Run, StoreClosedError, Thread
+from threadloom import Assistant, Thread
 from threadloom.stores.memory import MemoryStore
 
 KEY = {"Idempotency-Key": "key 1"}

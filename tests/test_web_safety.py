@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.web_fixtures import Answer, Wire, WireTests, path_of, serving, wire_store
-from threadloom import Assistant, InvalidInputError, MemoryStore, Run, RunStep, Thread
-from threadloom.testing import ManualClock
+from tests.web_fixtures import Answer, MemoryWireTests, Wire, path_of, serving
+from threadloom import Assistant, InvalidInputError, MemoryStore, Run, RunStep, Thread, ThreadStore
 from threadloom.web import Limits, create_app
 
 HELLO = {"role": "user", "content": "hello"}
@@ -66,10 +65,10 @@ NAMED: list[tuple[str, str, Any]] = [
 LISTS = ["/assistants", "/threads", "/threads/t/messages", "/threads/t/runs", "/threads/t/runs/r/steps"]
 
 
-class TestKeys(WireTests):
+class TestKeys(MemoryWireTests):
     @pytest.fixture
-    async def wire(self, clock: ManualClock) -> AsyncIterator[Wire]:
-        async with wire_store(clock) as store, serving(store, api_keys=["sk-one", "sk-two"]) as wire:
+    async def wire(self, store: ThreadStore) -> AsyncIterator[Wire]:
+        async with serving(store, api_keys=["sk-one", "sk-two"]) as wire:
             yield wire
 
     @pytest.mark.parametrize(
@@ -125,14 +124,14 @@ class TestKeys(WireTests):
         with pytest.raises(InvalidInputError, match="not by both"):
             create_app(MemoryStore(), api_keys=["k"], authenticate=lambda _: "t")
 
-    async def test_a_key_may_come_from_a_file_with_its_newline(self, clock: ManualClock):
-        async with wire_store(clock) as store, serving(store, api_keys=["sk-one\n"]) as wire:
+    async def test_a_key_may_come_from_a_file_with_its_newline(self, store: ThreadStore):
+        async with serving(store, api_keys=["sk-one\n"]) as wire:
             await wire.good("POST", "/threads", {}, headers={"Authorization": "Bearer sk-one"})
 
 
-class TestTenants(WireTests):
+class TestTenants(MemoryWireTests):
     @pytest.fixture(params=["sync", "async"])
-    async def wire(self, clock: ManualClock, request: pytest.FixtureRequest) -> AsyncIterator[Wire]:
+    async def wire(self, store: ThreadStore, request: pytest.FixtureRequest) -> AsyncIterator[Wire]:
         def tenant_of(request: web.Request) -> str | None:
             return request.headers.get("X-Tenant")
 
@@ -140,7 +139,7 @@ class TestTenants(WireTests):
             return tenant_of(request)
 
         authenticate = tenant_of if request.param == "sync" else later
-        async with wire_store(clock) as store, serving(store, authenticate=authenticate) as wire:
+        async with serving(store, authenticate=authenticate) as wire:
             yield wire
 
     async def things_of(self, wire: Wire, tenant: str) -> dict[str, str]:
@@ -239,21 +238,21 @@ class TestTenants(WireTests):
             assert (await wire.good("GET", path, headers={"X-Tenant": "a"}))["data"] == []
 
     @pytest.mark.parametrize("tenant", [False, True, 0, 7, b"a", ["a"]])
-    async def test_a_function_that_returns_no_name_lets_nobody_in(self, clock: ManualClock, tenant):
-        async with wire_store(clock) as store, serving(store, authenticate=lambda _: tenant) as wire:
+    async def test_a_function_that_returns_no_name_lets_nobody_in(self, store: ThreadStore, tenant):
+        async with serving(store, authenticate=lambda _: tenant) as wire:
             assert (await wire.error("POST", "/threads", {}))[0] == 500
             assert list(await store.list_threads()) == []
 
-    async def test_a_function_may_refuse_with_a_status_of_its_own(self, clock: ManualClock):
+    async def test_a_function_may_refuse_with_a_status_of_its_own(self, store: ThreadStore):
         def authenticate(request: web.Request) -> str:
             raise web.HTTPForbidden
 
-        async with wire_store(clock) as store, serving(store, authenticate=authenticate) as wire:
+        async with serving(store, authenticate=authenticate) as wire:
             status, error = await wire.error("POST", "/threads", {})
             assert (status, error["message"]) == (403, "Forbidden.")
 
 
-class TestIds(WireTests):
+class TestIds(MemoryWireTests):
     @pytest.mark.parametrize("id_", NO_IDS)
     async def test_what_is_no_id_is_refused_before_anything_is_looked_at(self, wire: Wire, id_):
         await wire.store.close()  # so that a look would be another error
@@ -289,11 +288,11 @@ class TestIds(WireTests):
         assert run == await wire.good("GET", path_of(run))
 
 
-class TestLimits(WireTests):
+class TestLimits(MemoryWireTests):
     @pytest.fixture
-    async def wire(self, clock: ManualClock) -> AsyncIterator[Wire]:
+    async def wire(self, store: ThreadStore) -> AsyncIterator[Wire]:
         limits = Limits(body_bytes=2_000, messages_per_request=3, message_characters=10, tools=2)
-        async with wire_store(clock) as store, serving(store, limits=limits) as wire:
+        async with serving(store, limits=limits) as wire:
             yield wire
 
     async def test_a_body_is_not_larger_than_its_limit(self, wire: Wire):

@@ -27,12 +27,13 @@ from attrs import frozen
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from tests.worker_fixtures import STORES
 from threadloom import MemoryStore, Run, ThreadStore
 from threadloom.testing import ManualClock
 from threadloom.web import create_app
 from threadloom.worker import Handler, RunWorker
 
-__all__ = ["PATIENCE", "Answer", "Wire", "WireTests", "serving", "wire_store"]
+__all__ = ["PATIENCE", "Answer", "MemoryWireTests", "Wire", "WireTests", "path_of", "serving"]
 
 PATIENCE = 10  # seconds of the test's own; nothing here takes that long unless it is broken
 _DESCRIPTION = Path(__file__).parent / "data" / "assistants_openapi.yaml"
@@ -237,19 +238,29 @@ async def serving(store: ThreadStore, *, app: web.Application | None = None, **o
         await runner.cleanup()
 
 
-def wire_store(clock: ManualClock) -> ThreadStore:
-    return MemoryStore(clock=clock)
-
-
 class WireTests:
-    """Gives every test a server that anybody may ask."""
+    """Gives every test a server that anybody may ask, on each store."""
 
     @pytest.fixture
     def clock(self) -> ManualClock:
         # Objects are made by the wall clock; from a whole second on, so that their age is known.
         return ManualClock(int(time.time()) * 1_000_000_000)
 
+    @pytest.fixture(params=STORES)
+    async def store(self, request: pytest.FixtureRequest, clock: ManualClock) -> AsyncIterator[ThreadStore]:
+        async with request.param(clock) as store:
+            yield store
+
     @pytest.fixture
-    async def wire(self, clock: ManualClock) -> AsyncIterator[Wire]:
-        async with wire_store(clock) as store, serving(store) as wire:
+    async def wire(self, store: ThreadStore) -> AsyncIterator[Wire]:
+        async with serving(store) as wire:
             yield wire
+
+
+class MemoryWireTests(WireTests):
+    """The same on one store, for what is the same on all, or is done behind the store's back."""
+
+    @pytest.fixture
+    async def store(self, clock: ManualClock) -> AsyncIterator[ThreadStore]:
+        async with MemoryStore(clock=clock) as store:
+            yield store

@@ -81,7 +81,7 @@ async def _serve(options: ServeOptions, keys: tuple[str, ...], opening: Abstract
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(FileStore(options.root, durability=options.durability))
         app = web.Application(middlewares=[] if keys else [only_local])
-        app.add_subapp("/v1", create_app(store, api_keys=keys, on_busy=options.on_busy))
+        app.add_subapp("/v1", create_app(store, api_keys=keys or None, on_busy=options.on_busy))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_ANSWERS_SECONDS)
         stack.push_async_callback(runner.cleanup)
         address = await _listen(runner, options)
