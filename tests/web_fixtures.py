@@ -140,7 +140,7 @@ class Wire:
         ):
             answer = Answer(response.status, response.headers, await response.read())
         assert answer.headers["x-request-id"].startswith("req_")
-        if answer.status == 200 and method != "HEAD":
+        if answer.status == 200 and method != "HEAD" and answer.headers["Content-Type"] == "application/json":
             schema = _schema_of(method, path)
             if schema is not None:
                 _schema(schema).validate(answer.json)
