@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.web_fixtures import Wire, WireTests, path_of, serving
-from threadloom import InvalidInputError, MemoryStore, RunStatus, ThreadStore
+from threadloom import FileStore, InvalidInputError, MemoryStore, RunStatus, ThreadStore
 from threadloom.web import create_app
 from threadloom.worker import RunWorker
 
@@ -58,6 +59,19 @@ class TestReject(WireTests):
         assert lost == {f"Thread {thread} already has an active run {won['id']}."}
         assert [run["id"] for run in (await wire.good("GET", f"/threads/{thread}/runs"))["data"]] == [won["id"]]
         assert len((await wire.good("GET", f"/threads/{thread}/messages"))["data"]) == 1
+
+    async def test_of_eight_who_race_through_two_servers_one_wins(self, tmp_path: Path):
+        async with AsyncExitStack() as stack:
+            stores = [await stack.enter_async_context(FileStore(tmp_path, durability="process")) for _ in range(2)]
+            wires = [await stack.enter_async_context(serving(store)) for store in stores]
+            thread, assistant = await wires[0].thread(), await wires[1].assistant()
+            body = {"assistant_id": assistant, "additional_messages": [HELLO]}
+            asked = [wire.ask("POST", f"/threads/{thread}/runs", body) for wire in wires for _ in range(4)]
+            answers = await asyncio.gather(*asked)
+            assert sorted(answer.status for answer in answers) == [200, *[400] * 7]
+            for wire in wires:
+                assert len((await wire.good("GET", f"/threads/{thread}/runs"))["data"]) == 1
+                assert len((await wire.good("GET", f"/threads/{thread}/messages"))["data"]) == 1
 
     async def test_metadata_and_deletes_are_not_locked(self, wire: Wire):
         run = await wire.run()

@@ -1,11 +1,15 @@
 """Records of other programs over the wire: what has no place in the API's words is told by the nearest that has."""
 
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from tests.web_fixtures import MemoryWireTests, Wire
+from tests.web_fixtures import MemoryWireTests, Wire, serving
+from threadloom import FileStore
 from threadloom.stores.memory import MemoryStore, _Entry, _RunState, _ThreadState
 
 THREAD = {"id": "t-1", "object": "thread", "created_at": 1_700_000_000, "metadata": {}}
@@ -137,3 +141,42 @@ class TestForeign(MemoryWireTests):
     async def test_content_in_its_other_forms_is_readable(self, wire: Wire, content):
         self.keep(wire, message={"content": content})
         await wire.good("GET", "/threads/t-1/messages/m-1")
+
+
+class TestTheSeedsTree:
+    """The golden tree of another program, in a directory."""
+
+    @pytest.fixture
+    async def wire(self, tmp_path: Path) -> AsyncIterator[Wire]:
+        shutil.copytree(Path(__file__).parent / "golden" / "seed", tmp_path / "seed")
+        async with FileStore(tmp_path / "seed") as store, serving(store) as wire:
+            yield wire
+
+    async def test_all_that_is_in_it_can_be_read_by_a_client(self, wire: Wire):
+        # What each answer must be is seen by ``wire``.
+        seen = 0
+        for thread in (await wire.good("GET", "/threads", query="limit=100"))["data"]:
+            path = f"/threads/{thread['id']}"
+            assert await wire.good("GET", path) == thread
+            for message in (await wire.good("GET", f"{path}/messages"))["data"]:
+                assert await wire.good("GET", f"{path}/messages/{message['id']}") == message
+                seen += 1
+            for run in (await wire.good("GET", f"{path}/runs"))["data"]:
+                assert await wire.good("GET", f"{path}/runs/{run['id']}") == run
+                for step in (await wire.good("GET", f"{path}/runs/{run['id']}/steps"))["data"]:
+                    assert await wire.good("GET", f"{path}/runs/{run['id']}/steps/{step['id']}") == step
+                    seen += 1
+        assert seen > 3
+
+    async def test_one_damaged_record_hides_no_other_and_tells_no_path(self, wire: Wire, tmp_path: Path, caplog):
+        thread, other = await wire.thread(), await wire.thread()
+        (tmp_path / "seed" / thread / "meta.json").write_bytes(b"{")
+        page = await wire.good("GET", "/threads", query="limit=100")
+        ids = [item["id"] for item in page["data"]]
+        assert other in ids
+        assert thread not in ids
+        assert "record set aside" in [record.message for record in caplog.records]
+        answer = await wire.ask("GET", f"/threads/{thread}")
+        assert answer.status == 500
+        assert b"meta.json" not in answer.body
+        assert str(tmp_path).encode() not in answer.body

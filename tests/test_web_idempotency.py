@@ -1,6 +1,7 @@
 """Sending a create again under an Idempotency-Key: it is done once, and answered as it was then."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,22 @@ class TestSendingAgain(WireTests):
         for number in ("1", "2"):
             made = await wire.good("POST", "/threads/t", {"metadata": {"n": number}}, headers=KEY)
             assert made["metadata"] == {"n": number}
+
+
+class TestTwoServers:
+    async def test_of_many_at_once_through_two_servers_one_is_done(self, tmp_path: Path):
+        async with AsyncExitStack() as stack:
+            stores = [await stack.enter_async_context(FileStore(tmp_path, durability="process")) for _ in range(2)]
+            wires = [await stack.enter_async_context(serving(store)) for store in stores]
+            await stores[0].create_thread(Thread.new(id="t"))
+            await stores[0].create_assistant(Assistant.new(id="a", model="m"))
+            for create in CREATES:
+                path, body, _ = create.values
+                answers = await asyncio.gather(
+                    *(wire.ask("POST", path, body, headers={"Idempotency-Key": create.id}) for wire in wires * 4)
+                )
+                assert {answer.status for answer in answers} == {200}
+                assert len({answer.body for answer in answers}) == 1
 
 
 class TestAFailingDisk:

@@ -227,6 +227,16 @@ class TestWork(WireTests):
         ended = await wire.done_by(answer, await wire.run())
         assert (ended["status"], ended["incomplete_details"]) == ("incomplete", {"reason": "max_completion_tokens"})
 
+    @pytest.mark.parametrize("limit", ["max_prompt_tokens", "max_completion_tokens"])
+    async def test_a_run_that_goes_beyond_its_tokens_ends_incomplete(self, wire: Wire, limit):
+        async def answer(ctx):
+            ctx.add_usage(prompt_tokens=11, completion_tokens=11)
+            return "too much"
+
+        ended = await wire.done_by(answer, await wire.run(**{limit: 10}))
+        assert (ended["status"], ended["incomplete_details"]) == ("incomplete", {"reason": limit})
+        assert (ended["usage"]["total_tokens"], ended[limit]) == (22, 10)
+
     async def test_usage_is_told_when_the_run_has_ended(self, wire: Wire):
         run = await wire.run()
         claim = await wire.store.claim_run("w")

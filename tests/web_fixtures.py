@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema_rs
 import openai.types.beta
 import openai.types.beta.threads
 import openai.types.beta.threads.runs
@@ -57,9 +57,9 @@ def _description() -> dict[str, Any]:
 
 
 @functools.cache
-def _schema(name: str) -> jsonschema.Draft202012Validator:
+def _schema(name: str) -> jsonschema_rs.Draft202012Validator:
     reference = {"$ref": f"#/components/schemas/{name}", "components": _description()["components"]}
-    return jsonschema.Draft202012Validator(reference)
+    return jsonschema_rs.Draft202012Validator(reference)
 
 
 @functools.cache
