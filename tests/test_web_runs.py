@@ -233,7 +233,7 @@ class TestWork(WireTests):
             ctx.add_usage(prompt_tokens=11, completion_tokens=11)
             return "too much"
 
-        ended = await wire.done_by(answer, await wire.run(**{limit: 10}))
+        ended = await wire.done_by(answer, await wire.run(None, None, **{limit: 10}))
         assert (ended["status"], ended["incomplete_details"]) == ("incomplete", {"reason": limit})
         assert (ended["usage"]["total_tokens"], ended[limit]) == (22, 10)
 
