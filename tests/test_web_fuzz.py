@@ -40,25 +40,9 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 WORDS = st.sampled_from(
     [
-        "user",
-        "assistant",
-        "text",
-        "image_url",
-        "function",
-        "file_search",
-        "code_interpreter",
-        "auto",
-        "none",
-        "required",
-        "json_schema",
-        "json_object",
-        "last_messages",
-        "low",
-        "reject",
-        "https://example.org/x",
-        "http://[",
-        "",
-        "asst_1",
+        *("user", "assistant", "text", "image_url", "function", "file_search", "code_interpreter", "auto", "none"),
+        *("required", "json_schema", "json_object", "last_messages", "low", "reject", "https://example.org/x"),
+        *("http://[", "", "asst_1"),
     ]
 )
 # The keys that some shape knows, so that what lies below them is reached.

@@ -259,4 +259,4 @@ class TestGolden(MemoryWireTests):
         assert told.transcript() == file.read_text(encoding="utf-8")
 
     def test_every_transcript_has_its_story(self):
-        assert {file.stem for file in GOLDEN.iterdir()} == {story.__name__ for story in STORIES}  # type: ignore[attr-defined]
+        assert {file.stem for file in GOLDEN.iterdir()} == {story.__name__ for story in STORIES}

@@ -233,7 +233,7 @@ class TestWork(WireTests):
             ctx.add_usage(prompt_tokens=11, completion_tokens=11)
             return "too much"
 
-        ended = await wire.done_by(answer, await wire.run(**{limit: 10}))
+        ended = await wire.done_by(answer, await wire.run(None, None, **{limit: 10}))
         assert (ended["status"], ended["incomplete_details"]) == ("incomplete", {"reason": limit})
         assert (ended["usage"]["total_tokens"], ended[limit]) == (22, 10)
 
@@ -342,7 +342,14 @@ class TestCancelling(WireTests):
         assert (cancelled["status"], cancelled["expires_at"]) == ("cancelled", None)
         assert cancelled["cancelled_at"] is not None
 
-    async def test_a_run_at_work_is_asked_to_stop_and_may_be_asked_again(self, wire: Wire):
+    async def test_a_run_that_was_asked_to_stop_may_be_asked_again(self, wire: Wire):
+        run = await wire.run()
+        await wire.store.claim_run("w")
+        cancelling = await wire.good("POST", f"{path_of(run)}/cancel", b"")
+        assert cancelling["status"] == "cancelling"
+        assert await wire.good("POST", f"{path_of(run)}/cancel", b"") == cancelling
+
+    async def test_a_run_at_work_stops_and_what_it_said_is_kept(self, wire: Wire):
         is_at_work = asyncio.Event()
 
         async def answer(ctx):
@@ -354,9 +361,7 @@ class TestCancelling(WireTests):
         run = await wire.run()
         async with RunWorker(wire.store, answer):
             await is_at_work.wait()
-            for _ in range(2):
-                answered = await wire.good("POST", f"{path_of(run)}/cancel", b"")
-                assert answered["status"] == "cancelling"
+            assert (await wire.good("POST", f"{path_of(run)}/cancel", b""))["status"] == "cancelling"
             assert (await wire.ended(run))["status"] == "cancelled"
         (message,) = (await wire.good("GET", f"/threads/{run['thread_id']}/messages", query="limit=1"))["data"]
         assert (text_of(message), message["status"]) == ("half", "incomplete")

@@ -368,4 +368,4 @@ class TestLimits(MemoryWireTests):
     @pytest.mark.parametrize("limit", ["body_bytes", "messages_per_request", "message_characters", "tools", "streams"])
     def test_a_limit_is_at_least_one(self, limit):
         with pytest.raises(ValueError, match=limit):
-            Limits(**{limit: 0})
+            Limits(**{limit: 0})  # type: ignore[arg-type]
