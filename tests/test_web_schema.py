@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import APIOperation, Case, GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 SCHEMA = schemathesis.openapi.from_path(HERE / "data" / "assistants_openapi.yaml")
 OPERATIONS: list[APIOperation] = [found.ok() for found in SCHEMA.get_all_operations() if isinstance(found, Ok)]
 CASES = 46  # of each operation and of each kind: what is allowed, and what is not
+LONGEST_LINE = 8_000  # what is longer aiohttp refuses itself, before anybody knows which application is asked
 CHECKS: Any = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
@@ -116,6 +117,7 @@ def test_an_operation_answers_as_it_is_described_whatever_it_is_asked(operation,
             if is_real:
                 server.make_real(case)
             answer = case.call(base_url=server.url, session=server.session, timeout=60)
+            assume(len(answer.request.url or "") < LONGEST_LINE)
             statuses[answer.status_code] += 1
             case.validate_response(answer, checks=CHECKS)
 
