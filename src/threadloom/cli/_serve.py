@@ -82,7 +82,10 @@ async def _serve(options: ServeOptions, keys: tuple[str, ...], opening: Abstract
         store = await stack.enter_async_context(FileStore(options.root, durability=options.durability))
         app = web.Application(middlewares=[] if keys else [only_local])
         app.add_subapp("/v1", create_app(store, api_keys=keys or None, on_busy=options.on_busy))
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_ANSWERS_SECONDS)
+        # A client that has gone is heard of at once, and what it had asked for is withdrawn or done whole.
+        runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=_LAST_ANSWERS_SECONDS, lingering_time=0
+        )
         stack.push_async_callback(runner.cleanup)
         address = await _listen(runner, options)
         crew: RunWorker | WorkerProcesses
