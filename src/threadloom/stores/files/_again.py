@@ -35,7 +35,7 @@ class Again:
         makes_thread = any(isinstance(write, Make) and write.path.parent == self._layout.root for write in act.writes)
         if not makes_thread and not self._disk.exists(self._layout.thread(act.thread_id)):
             return
-        if act.is_retracted or not self._stands(act):
+        if act.is_retracted or not self._stands(act, is_torn=is_torn):
             self._take_back(act)
             return
         for write in act.writes:
@@ -47,7 +47,7 @@ class Again:
                 case Append():
                     self._append(write)
 
-    def _stands(self, act: Told) -> bool:
+    def _stands(self, act: Told, *, is_torn: bool) -> bool:
         """Return whether an act is to be, or was, made: no foreign program has replaced a record before it.
 
         The first record that it puts in place is the point of no return: where one of several is there, so are all
@@ -60,14 +60,15 @@ class Again:
         if all(seen in {None, record.old} for seen, record in zip(found, records, strict=True)):
             return not self._is_anothers(act)
         # What comes after the records is there only if they were.
-        return any(self._is_made(write) for write in act.writes if write not in records or isinstance(write, Put))
+        return any(self._is_made(write, is_torn=is_torn) for write in act.writes)
 
-    def _is_made(self, write: Write) -> bool:
+    def _is_made(self, write: Write, *, is_torn: bool) -> bool:
         match write:
             case Append(path) if path.name != "messages.jsonl":
                 return self._is_there(write)
-            case Put(path, data, old):
-                return digest(data) == self._digest_at(path) != old
+            case Put(path, data, old) if digest(data) != old:
+                found = self._disk.read(path) if self._disk.exists(path) else None
+                return found is not None and (found == data or (is_torn and is_torn_form(found, data)))
             case Make(path):
                 return self._disk.exists(path)
         return False

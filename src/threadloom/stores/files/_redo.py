@@ -27,7 +27,7 @@ from threadloom.stores.files._journal import Act, add_entries, make_durable
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import LockedElsewhereError, locked
 from threadloom.stores.files._owner import holder_of, opened, our_key
-from threadloom.stores.files._writes import Put
+from threadloom.stores.files._writes import Make, Put
 
 __all__ = ["Redo"]
 
@@ -179,20 +179,24 @@ class Redo:
 
     def _foreign(self, acts: list[Told]) -> set[Path]:
         """Return the records in which neither lies what an act has put there, old or new, nor a torn form of it."""
-        puts: dict[Path, list[Put]] = {}
-        for act in acts:
-            for write in act.writes:
-                if isinstance(write, Put):
-                    puts.setdefault(write.path, []).append(write)
-        return {path for path, known in puts.items() if not self._is_known(path, known)}
+        put: dict[Path, list[tuple[str | None, bytes]]] = {}
+        made: dict[Path, list[tuple[str | None, bytes]]] = {}
+        for write in (write for act in acts for write in act.writes):
+            match write:
+                case Put(path, data, old):
+                    put.setdefault(path, []).append((old, data))
+                case Make(directory, files):
+                    for name, data in files.items():
+                        made.setdefault(directory / name, []).append((None, data))
+        return {path for path, known in put.items() if not self._is_known(path, known + made.get(path, []))}
 
-    def _is_known(self, path: Path, puts: list[Put]) -> bool:
+    def _is_known(self, path: Path, contents: list[tuple[str | None, bytes]]) -> bool:
         try:
             found = self._disk.read(path)
         except FileNotFoundError:
             return True
         seen = digest(found)
-        return any(seen in {put.old, digest(put.data)} or is_torn_form(found, put.data) for put in puts)
+        return any(seen in {old, digest(data)} or is_torn_form(found, data) for old, data in contents)
 
     def clear_up(self) -> None:
         """Remove what was being written by those who left no journal, and the rest of threads that were deleted."""
