@@ -294,6 +294,18 @@ class TestRefusedBodies(MemoryWireTests):
                 "reasoning_effort",
                 "expected one of 'none', 'minimal', 'low', 'medium', 'high', 'xhigh', 'max', not 'huge'",
             ),
+            (
+                "/threads",
+                {"tool_resources": {"code_interpreter": {"file_ids": ["file_x"] * 21}}},
+                "tool_resources.code_interpreter.file_ids",
+                "it has 21 items, of at most 20",
+            ),
+            (
+                "/threads",
+                {"tool_resources": {"file_search": {"vector_store_ids": ["vs_x", "vs_y"]}}},
+                "tool_resources.file_search.vector_store_ids",
+                "it has 2 items, of at most 1",
+            ),
             ("/threads", {"messages": [{"content": "x"}]}, "messages[0].role", "it is required"),
             (
                 "/threads",

@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 
-def _at_most(characters: int) -> Check:
-    return lambda text: None if len(text) <= characters else f"it has {len(text)} characters, of at most {characters}"
+def _at_most(most: int, what: str = "characters") -> Check:
+    return lambda value: None if len(value) <= most else f"it has {len(value)} {what}, of at most {most}"
 
 
 def _between(low: float, high: float = math.inf) -> Check:
@@ -123,7 +123,7 @@ class _NamedTool:
 
 @frozen
 class _Files:
-    file_ids: list[str] | None = None
+    file_ids: Annotated[list[str], _at_most(20, "items")] | None = None
 
 
 @frozen
@@ -135,8 +135,8 @@ class _VectorStore:
 
 @frozen
 class _VectorStores:
-    vector_store_ids: list[str] | None = None
-    vector_stores: list[_VectorStore] | None = None
+    vector_store_ids: Annotated[list[str], _at_most(1, "items")] | None = None
+    vector_stores: Annotated[list[_VectorStore], _at_most(1, "items")] | None = None
 
 
 @frozen
