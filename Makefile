@@ -42,8 +42,9 @@ demo: $(DEMO_READY) ## Run 210 recorded conversations through a store and a work
 demo-wire: $(DEMO_READY) ## Run them over HTTP, with OpenAI's own client
 	$(BIN)/python examples/coffee_bar_wire.py $(ARGS)
 
-bench: $(DEMO_READY) ## Measure what it costs that a write outlives a power cut
+bench: $(DEMO_READY) ## Measure what durability costs, and how long a first word takes to a client
 	$(BIN)/python benchmarks/durability.py $(ARGS)
+	$(BIN)/python benchmarks/streaming.py
 
 constraints: ## Renew the pins in constraints.txt (with Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,27 +34,9 @@ from tests.example_runs import (
 SEED = "--seed=8757"
 
 
-@pytest.fixture(scope="module")
-def twelve(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the first twelve of the recorded conversations."""
-    return first_dialogs(12, tmp_path_factory.mktemp("data") / "twelve.jsonl")
-
-
-@pytest.fixture(scope="module")
-def told(twelve: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Return where the demo has played them, and what it has said."""
-    place = tmp_path_factory.mktemp("original")
-    return place, run_example("coffee_bar_wire.py", f"--data={twelve}", "--root=a place/coffee-data", SEED, cwd=place)
-
-
-@pytest.fixture
-def played(told: tuple[Path, str], tmp_path: Path) -> Path:
-    """Return a copy of what it has made, to be changed."""
-    return Path(shutil.copytree(told[0] / "a place" / "coffee-data" / "1", tmp_path / "played"))
-
-
-def test_the_demo_plays_the_recording_through_http(told):
-    place, said = told
+def test_the_demo_plays_the_recording_through_http_and_finds_what_was_changed_of_it(tmp_path):
+    data = first_dialogs(12, tmp_path / "twelve.jsonl")
+    said = run_example("coffee_bar_wire.py", f"--data={data}", "--root=a place/coffee-data", SEED, cwd=tmp_path)
     rows = rows_of(said)
     assert rows["conversations"] == "12 of 12"
     assert rows["runs"] == "21 of 21"
@@ -71,41 +52,28 @@ def test_the_demo_plays_the_recording_through_http(told):
     commands = re.findall(r"^    (\w+ .+)$", said, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["ls", "cat", "cat", "tail"]
     for command in commands[:3]:
-        shown = subprocess.run(command, shell=True, cwd=place, capture_output=True, check=True)  # noqa: S602
+        shown = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=True)  # noqa: S602
         assert shown.stdout
+
+    played = tmp_path / "a place" / "coffee-data" / "1"
+    changes = (change_a_byte_of_a_message, delete_a_step, change_the_output_of_a_call, revive_a_run)
+    named = [change(played) for change in changes]
+    said = run_example("coffee_bar_wire.py", f"--data={data}", f"--check-only={played}", status=1)
+    for where in named:
+        assert re.search(rf"^DIFFERENT .*{re.escape(where)}", said, re.MULTILINE)
 
 
 def test_every_shape_of_a_conversation_passes_through_http(tmp_path):
-    copies = {f"{name}-{number}": turns for number in range(2) for name, turns in AWKWARD.items()}
-    data = write_dialogs(tmp_path / "awkward.jsonl", copies)
+    data = write_dialogs(tmp_path / "awkward.jsonl", AWKWARD)
     rows = rows_of(run_example("coffee_bar_wire.py", f"--data={data}", f"--root={tmp_path}"))
-    assert rows["conversations"] == "22 of 22"
+    assert rows["conversations"] == "11 of 11"
     assert rows["differences from the recording"] == "0"
 
 
-def test_an_empty_recording_is_played_through_http(tmp_path):
+def test_the_demo_through_http_plays_nothing_where_there_is_nothing_and_refuses_what_it_cannot_do(tmp_path):
     assert "0 of 0" in run_example("coffee_bar_wire.py", "--limit=0", f"--root={tmp_path}")
-
-
-def test_the_demo_through_http_refuses_what_it_cannot_do(tmp_path):
     assert "--limit must be at least 0" in run_example("coffee_bar_wire.py", "--limit=-1", status=2)
     assert "was not made" in run_example("coffee_bar_wire.py", f"--check-only={tmp_path}", status=2)
-
-
-def check(played: Path, twelve: Path, status: int) -> str:
-    return run_example("coffee_bar_wire.py", f"--data={twelve}", f"--check-only={played}", status=status)
-
-
-def test_the_comparison_through_http_finds_nothing_where_nothing_was_changed(played, twelve):
-    assert "DIFFERENT" not in check(played, twelve, 0)
-
-
-def test_the_comparison_through_http_finds_what_was_changed(played, twelve):
-    changes = (change_a_byte_of_a_message, delete_a_step, change_the_output_of_a_call, revive_a_run)
-    named = [change(played) for change in changes]
-    said = check(played, twelve, 1)
-    for where in named:
-        assert re.search(rf"^DIFFERENT .*{re.escape(where)}", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])

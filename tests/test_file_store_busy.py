@@ -141,11 +141,11 @@ async def test_after_a_kill_all_runs_are_stopped_or_none_whatever_a_foreign_prog
                 meanwhile.changes = None
         if not meanwhile.is_done:
             break
-        for image in sorted(images.iterdir())[:: 1 if EVERY_FAULT else 3]:
+        for image in sorted(images.iterdir())[:: 1 if EVERY_FAULT else 5]:
             seen.add(await whole_or_not_at_all(image, on_busy))
         shutil.rmtree(root)
         shutil.rmtree(images)
-        at += 1 if EVERY_FAULT else 3
+        at += 1 if EVERY_FAULT else 5
     assert seen == {True, False}
 
 

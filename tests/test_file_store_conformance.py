@@ -13,8 +13,6 @@ from hypothesis import settings
 from threadloom import FileStore, MemoryStore, ThreadStore
 from threadloom.testing import ManualClock, StoreConformance, store_machine
 
-on_both_loops = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
-
 
 class FileStoreConformance(StoreConformance):
     """A fresh look is taken by a second store on the same root, while the first is open."""
@@ -37,7 +35,6 @@ class FileStoreConformance(StoreConformance):
     beside = fresh
 
 
-@on_both_loops
 class TestFileStore(FileStoreConformance):
     """As fast as it goes: what a process that dies leaves behind survives."""
 
@@ -48,8 +45,12 @@ class TestFileStoreThatOutlivesThePower(FileStoreConformance):
     durability = "power"
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 class TestFileStoreThatIsClosedAndOpened(FileStoreConformance):
-    """A fresh look is taken by a store that is opened after the first was closed, as after a restart."""
+    """A fresh look is taken by a store that is opened after the first was closed, as after a restart.
+
+    On uvloop, so that each truth is asked on both event loops.
+    """
 
     @asynccontextmanager
     async def fresh(self, store: ThreadStore) -> AsyncIterator[ThreadStore]:
