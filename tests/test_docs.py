@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 import pytest
+from aiohttp import web
 
 import threadloom
 from threadloom import (
@@ -63,8 +64,9 @@ from threadloom.stores.files._layout import Layout
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "threadloom"
-README, CHANGELOG, FORMAT, GUARANTEES, LIFECYCLE = (
-    ROOT / name for name in ("README.md", "CHANGELOG.md", "docs/format.md", "docs/guarantees.md", "docs/lifecycle.md")
+README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+FORMAT, GUARANTEES, LIFECYCLE, WIRE = (
+    ROOT / f"docs/{name}.md" for name in ("format", "guarantees", "lifecycle", "wire")
 )
 PAGES = [README, CHANGELOG, *sorted((ROOT / "docs").glob("*.md"))]
 PATIENCE_SECONDS = 30
@@ -199,6 +201,38 @@ async def test_the_readmes_way_to_cancel_works_from_another_process(tmp_path):
         assert (await store.get_run(thread.id, run.id)).status is RunStatus.CANCELLED
         [message] = await store.list_messages(thread.id)
         assert (message.text, message.status) == ("half", MessageStatus.INCOMPLETE)
+
+
+@pytest.fixture
+def shown_app(tmp_path, monkeypatch):
+    """Return the application on the page of the wire, made where no loop runs yet, as by ``web.run_app``."""
+    monkeypatch.chdir(tmp_path)
+    names = names_in(block_with("def make_app", WIRE)) | names_in(block_with("def bring_assistants", WIRE))
+    assert names["make_app"]().router.resources()
+    api = names["create_app"](names["FileStore"]("data"), handler=names["answer"])
+    api.on_startup.append(names["bring_assistants"])
+    app = web.Application()
+    app.add_subapp("/v1", api)
+    return app
+
+
+async def test_old_code_runs_again_on_the_server_that_the_pages_show(shown_app):
+    runner = web.AppRunner(shown_app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        [(_, port)] = runner.addresses
+        [change] = blocks("diff", README)
+        code = "".join(line[1:] for line in change.splitlines(keepends=True) if not line.startswith("-"))
+        assert "127.0.0.1:8000" in code
+        script = f"from openai import OpenAI\n{code.replace(':8000', f':{port}')}"
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-W", "ignore", "-c", script, stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await client.communicate()
+    finally:
+        await runner.cleanup()
+    assert (client.returncode, said.decode()) == (0, "completed You said: hello\n")
 
 
 # What is named is there
