@@ -177,6 +177,21 @@ async def test_a_damaged_thread_is_an_error_that_names_the_file_and_hides_no_oth
     assert meta.read_bytes() == content
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_a_damaged_thread_takes_no_place_on_a_page_which_would_leave_its_reader_no_cursor(store, order):
+    ids = [(await store.create_thread(Thread.new())).id for _ in range(5)]
+    for id_ in ids[1:3]:
+        (store.thread_dir(id_) / "meta.json").write_bytes(b"{")
+    found, after = [], None
+    for more in (True, True, False):
+        page = await store.list_threads(limit=1, order=order, after=after)
+        assert page.has_more is more
+        after = page[0].id
+        found.append(after)
+    left = [id_ for id_ in ids if id_ not in ids[1:3]]
+    assert found == (left if order == "asc" else left[::-1])
+
+
 async def test_a_directory_without_meta_is_damage_and_not_a_missing_thread(store):
     directory = store.root / "thread_bare"
     directory.mkdir()

@@ -42,21 +42,19 @@ def page_of_records(
 ) -> Page[T]:
     """Return the page of the records that are wanted, in the order of their ids; no more are read than need be.
 
-    A damaged one has its place on the page: nobody can say whether it is wanted.
+    A damaged one takes no place on the page: who reads a page of damage only has no cursor to go on from.
     """
     chosen = page_of_ids(ids, **attrs.asdict(attrs.evolve(request, limit=None))).items
     found: list[T] = []
     damaged: list[StoreError] = []
     for id_ in reversed(chosen) if request.is_from_the_end else chosen:
-        is_full = request.limit is not None and len(found) + len(damaged) >= request.limit
+        is_full = request.limit is not None and len(found) >= request.limit
         read_now: list[T] = []
-        damaged_now: list[StoreError] = []
-        with setting_aside(damaged_now, f"read {id_!r}"):
+        with setting_aside(damaged, f"read {id_!r}"):
             read_now += filter(wanted, [read(id_)])
-        if is_full and (read_now or damaged_now):
+        if is_full and read_now:
             return _page(found, damaged, request, has_more=True)
         found += read_now
-        damaged += damaged_now
     return _page(found, damaged, request, has_more=False)
 
 
