@@ -139,6 +139,16 @@ class TestReading:
             assert known
             assert await read(server, run, number) == rest
 
+    async def test_the_last_id_that_came_goes_before_the_address_that_the_stream_began_with(self, stage, server):
+        run = await stage.ask()
+        await stage.store.request_cancel(run.thread_id, run.id)
+        first, second, last = numbers(await read(server, run))
+        async with ClientSession() as browser:
+            for after, came, left in ((first, second, [last]), (second, first, [second, last]), (second, "", [last])):
+                headers = {"Last-Event-ID": str(came)}
+                async with browser.get(f"{server.url}{path_of(run, after)}", headers=headers) as answer:
+                    assert numbers(await answer.read()) == left
+
     async def test_it_ends_where_the_run_waits_for_outputs_and_goes_on_past_that(self, stage, server):
         async def answer(ctx: RunContext):
             if not ctx.tool_calls:

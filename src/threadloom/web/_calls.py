@@ -115,9 +115,12 @@ def _whole_number(request: web.Request, name: str, default: int, *, least: int, 
 
 
 def event_number_of(request: web.Request) -> int:
-    """Return the number of the last event that the reader of a stream has had: what it asks for goes on past it."""
+    """Return the number of the last event that the reader of a stream has had: what it asks for goes on past it.
+
+    The header goes before the query: a browser sends it when its stream broke, with the address that it began with.
+    """
     most = 2**63 - 1
-    if "after" not in request.query and (last := request.headers.get("Last-Event-ID", "").strip()):
+    if last := request.headers.get("Last-Event-ID", "").strip():
         if last.isascii() and last.isdigit() and len(last) <= len(str(most)) and int(last) <= most:
             return int(last)
         raise WireError(400, f"Invalid 'Last-Event-ID': expected the id of an event, not {last[:128]!r}.")
