@@ -2,15 +2,21 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from tests.disk_calls import Call, intercept
+from tests.stream_fixtures import served
 from tests.web_fixtures import PATIENCE, MemoryWireTests, Wire, serving
-from threadloom import RunStatus, ThreadStore
+from tests.worker_fixtures import until
+from threadloom import Assistant, FileStore, RunStatus, ThreadStore
 from threadloom.web import Limits
 
 BODY = b'{"metadata": {"a": "b"}}'
@@ -138,3 +144,40 @@ class TestBrokenClients(MemoryWireTests):
         said = await wire.raw(asked % len(smuggled) + smuggled)
         assert said.count(b"HTTP/1.1 ") == 1
         await wire.good("GET", f"/threads/{thread}")
+
+
+class Held:
+    """A disk that holds up the first change that is of a thread, until it is let go on."""
+
+    def __init__(self) -> None:
+        self.has_come = threading.Event()
+        self.may_go_on = threading.Event()
+
+    def __call__(self, call: Call) -> Any:
+        if call.is_change and "thread_" in str(call.args):
+            self.has_come.set()
+            self.may_go_on.wait(PATIENCE)
+        return call()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_one_that_leaves_as_its_thread_is_made_leaves_no_thread_without_its_run(
+    tmp_path: Path, monkeypatch, stream
+):
+    disk = Held()
+    intercept(monkeypatch, disk)
+    body = json.dumps({"assistant_id": "a", "stream": stream}).encode()
+    head = f"POST /v1/threads/runs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    async with FileStore(tmp_path / "store", durability="process") as store:
+        await store.create_assistant(Assistant.new(model="m", id="a"))
+        async with served(store, handler_cancellation=True) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(f"{head}\r\n\r\n".encode() + body)
+            await until(disk.has_come.is_set)
+            writer.transport.abort()
+            await until(lambda: any(task.cancelling() for task in asyncio.all_tasks()))
+            left = [task for task in asyncio.all_tasks() if task.cancelling()]
+            disk.may_go_on.set()
+            await asyncio.wait(left)
+        (thread,) = await store.list_threads()
+        assert len(await store.list_runs(thread.id)) == 1

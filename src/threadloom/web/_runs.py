@@ -10,6 +10,7 @@ from aiohttp import web
 from threadloom.checks import IdempotencyKey
 from threadloom.errors import RunInTerminalStateError
 from threadloom.models import Message, Run, Thread, ToolOutput, TruncationStrategy
+from threadloom.tasks import carried_out
 from threadloom.web._calls import (
     answer,
     answer_page,
@@ -72,10 +73,17 @@ async def create_thread_and_run(request: web.Request) -> web.StreamResponse:
 async def _create_both(
     request: web.Request, thread: Thread, messages: list[Message], run: Run, key: IdempotencyKey | None
 ) -> tuple[Thread, Run]:
-    """Create a thread and its run. Under a key that was used before, go on from where that request was cut off."""
+    """Create a thread and its run, both also where the client leaves between the two.
+
+    Under a key that was used before, go on from where that request was cut off.
+    """
     store = settings_of(request).store
-    thread = await store.create_thread(thread, messages=messages, key=key)
-    return thread, await store.create_run(thread.id, attrs.evolve(run, thread_id=thread.id), key=key)
+
+    async def create() -> tuple[Thread, Run]:
+        made = await store.create_thread(thread, messages=messages, key=key)
+        return made, await store.create_run(made.id, attrs.evolve(run, thread_id=made.id), key=key)
+
+    return await carried_out(create())
 
 
 async def list_runs(request: web.Request) -> web.StreamResponse:
