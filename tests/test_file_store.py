@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
+from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 from threadloom import (
     ActiveRunError,
     Claim,
+    EventType,
     FileStore,
     InvalidInputError,
     LeaseLostError,
@@ -760,3 +763,25 @@ asyncio.run(main())
         page = await store.list_messages(thread_id)
     assert page.damaged == ()
     assert 0 <= len(page) - len(said.splitlines()) <= 4
+
+
+async def test_a_reader_of_a_long_text_holds_no_more_of_it_than_it_is_reading(store, thread):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="any"))
+    claim = await taken(store)
+    message = Message.assistant(thread.id, "", run_id=run.id)
+    await store.write_run(claim.lease, RunWrite(items=(attrs.evolve(message, status=MessageStatus.IN_PROGRESS),)))
+    for _ in range(20):
+        await store.write_run(claim.lease, RunWrite(items=(MessageDelta(message.id, "x" * 1_000_000),)))
+    await store.request_cancel(thread.id, run.id)
+    most = 0
+    async with FileStore(store.root, durability="process") as other:
+        tracemalloc.start()
+        try:
+            async with aclosing(other.events(thread.id, run.id)) as events:
+                async for event in events:
+                    most = max(most, tracemalloc.get_traced_memory()[0])
+                    if event.type is EventType.RUN_CANCELLING:
+                        break
+        finally:
+            tracemalloc.stop()
+    assert most < 8_000_000

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from threadloom.checks import KEEP, IdempotencyKey, Keep, MessageOnBusy, MetadataChange, OnBusy
 from threadloom.clock import Clock, SystemClock
-from threadloom.events import Checkpoint, EventType, RunEvent, RunLog
+from threadloom.events import Checkpoint, EventType, RunEvent
 from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import (
     Assistant,
@@ -457,19 +457,19 @@ class ThreadStore(ABC):
         It follows a live run, whichever process works on it, and holds nobody up: a slow reader reads later.
         Checkpoints are left out; they are the handler's own.
         """
-        log = RunLog()
+        has_ended = was_settled = False
         position: Any = None
-        was_settled = False
         async with self._listen(EventsTopic(thread_id, run_id), RunTopic(thread_id, run_id)) as changes:
             while True:
                 events, position = await self._read_events(thread_id, run_id, position)
                 for event in events:
-                    log.apply(event)
+                    if isinstance(event.data, Run):
+                        has_ended = event.data.status.is_terminal
                     if event.number > after and event.type is not EventType.CHECKPOINT:
                         yield event
                 if events:
                     continue
-                if log.has_ended:
+                if has_ended:
                     return
                 if not was_settled and (await self.get_run(thread_id, run_id)).status.is_terminal:
                     # A program that knows no events wrote the status, and no worker has settled the run yet.
