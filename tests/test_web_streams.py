@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import attrs
 import psutil
 import pytest
 from aiohttp import ClientSession
 
 from tests.stream_fixtures import Reader, Server, names, numbers, served
 from tests.worker_fixtures import SECOND, Stage, turns, until
-from threadloom import FunctionCall, MemoryStore, Run, RunContext, RunStatus, ToolOutput
+from threadloom import (
+    FileStore,
+    FunctionCall,
+    MemoryStore,
+    Message,
+    MessageDelta,
+    MessageStatus,
+    RequiredAction,
+    Run,
+    RunContext,
+    RunStatus,
+    RunStep,
+    RunWrite,
+    Thread,
+    ToolCall,
+    ToolOutput,
+)
 from threadloom.testing import ManualClock
 from threadloom.web import Limits
 from threadloom.web._errors import WireError
+from threadloom.web._feeds import events_since_outputs
 from threadloom.web._streams import Streams
 
 on_both_loops = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
@@ -359,3 +379,33 @@ class TestPlaces:
             await reader.rest()
             async with session.get(f"{server.url}{path_of(run)}") as answer:
                 assert answer.status == 200
+
+
+async def test_a_stream_of_outputs_holds_nothing_of_the_text_of_earlier_turns(tmp_path: Path):
+    async with FileStore(tmp_path, durability="process") as store:
+        thread = await store.create_thread(Thread.new())
+        run = await store.create_run(thread.id, Run.new(thread.id, model="any"))
+        claim = await store.try_claim_run("worker")
+        assert claim is not None
+        said = Message.assistant(thread.id, "short", run_id=run.id)
+        begun = attrs.evolve(said, status=MessageStatus.IN_PROGRESS, content=(), completed_at=None)
+        await store.write_run(claim.lease, RunWrite(items=(begun,)))
+        for _ in range(200):
+            await store.write_run(claim.lease, RunWrite(items=(MessageDelta(said.id, LARGE[:100_000]),)))
+        await store.write_run(claim.lease, RunWrite(items=(said,)))
+        call = ToolCall(id="call_1", function=FunctionCall(name="look", arguments="{}"))
+        step = RunStep.tool_calls(thread_id=thread.id, run_id=run.id, calls=[call])
+        asked = RequiredAction((call,))
+        await store.write_run(
+            claim.lease, RunWrite(items=(step,), status=RunStatus.REQUIRES_ACTION, required_action=asked)
+        )
+        run = await store.submit_tool_outputs(thread.id, run.id, [ToolOutput(call.id, "blue")])
+        await store.request_cancel(thread.id, run.id)
+        tracemalloc.start()
+        try:
+            frames = b"".join([frame async for frame in events_since_outputs(store, run)])
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert names(frames) == ["run.step.completed", "run.queued", "run.cancelled", "done"]
+    assert most < 10 * len(LARGE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from threadloom.events import EventType, RunEvent
+from threadloom.events import EventType, MessageDelta, RunEvent
 from threadloom.models import Run, RunStatus, Thread
 from threadloom.store import ThreadStore
 from threadloom.web._frames import DONE, FrameWriter, thread_frame
@@ -43,6 +43,8 @@ async def events_since_outputs(store: ThreadStore, run: Run) -> AsyncGenerator[b
     has_begun = False
     async with aclosing(store.events(run.thread_id, run.id, after=run.anew_from or 0)) as events:
         async for event in events:
+            if isinstance(event.data, MessageDelta) and not has_begun:
+                continue  # of an earlier turn, which may have been long
             pending.append(event)
             if isinstance(event.data, Run) and not has_begun:
                 has_begun = event.data.turn >= run.turn
