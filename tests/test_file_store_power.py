@@ -21,18 +21,20 @@ from tests.crash_stories import (
     Durability,
     Seen,
     Story,
+    a_key,
     a_run,
     a_thread,
     difference,
     directory_in_memory,
     shown,
+    taken,
     without_deltas,
     works,
 )
-from tests.disk_calls import HOUSE, SYNCS, WRITES, intercept
+from tests.disk_calls import CHANGES, HOUSE, SYNCS, WRITES, intercept
 from tests.faulty_disk import FaultyDisk, faults_of
 from tests.recorded_disk import KINDS, RecordedDisk, Tree, after_kill, after_power_cut
-from threadloom import FileStore, Message, StoreError, StoreIOError
+from threadloom import FileStore, Message, RunStatus, RunWrite, StoreError, StoreIOError
 from threadloom.testing._stage import picture
 
 EVERY_IMAGE = bool(os.environ.get("THREADLOOM_EVERY_IMAGE"))
@@ -240,6 +242,39 @@ async def test_a_line_that_was_torn_in_the_journal_of_another_store_takes_nothin
                     await story.tell(store, "t1", store.append_message("t1", message))
                 end = len(disk.effects)
         told.harmless |= {"journal set aside"}  # for its torn line, with all else carried out
+        with pytest.MonkeyPatch.context() as patch:
+            another_boot(patch)
+            await check(story, [Image(end, kind) for kind in KINDS], base, told, "power")
+        shutil.rmtree(base / "store")
+
+
+async def test_what_a_full_disk_has_forbidden_does_not_come_back_after_a_power_cut_and_takes_nothing_with_it(
+    base, told
+):
+    for at in range(2, 29, 1 if EVERY_IMAGE else 5):
+        disk = RecordedDisk(base)
+        faulty = FaultyDisk(disk)
+        story = Story(disk)
+        with pytest.MonkeyPatch.context() as patch:
+            intercept(patch, faulty)
+            async with FileStore(base / "store") as store:
+                await story.tell(store, "t1", store.create_thread(a_thread("t1")))
+                await story.tell(store, "t1", store.create_run("t1", a_run("t1", id="leased")))
+                claim = await story.tell(store, "t1", taken(store))
+                reply = Message.assistant("t1", "eine Antwort", run_id="leased")
+                await story.tell(store, "t1", store.write_run(claim.lease, RunWrite(items=(reply,))))
+                await story.tell(store, "t1", store.create_run("t1", a_run("t1", id="second")))
+                await story.tell(store, "t2", store.create_thread(a_thread("t2")))
+                await story.tell(store, "t2", store.delete_thread("t2"))  # no journal tells of what was there before
+                more = [Message.user("t1", "lieber dies")]
+                faulty.fail_at(at, "full", only=(CHANGES | {"open"}) - SYNCS)
+                with pytest.raises(StoreIOError):
+                    await store.create_run("t1", a_run("t1"), on_busy="rollback", messages=more, key=a_key("one"))
+                faulty.mend()
+                await story.tell(store, "t1", store.append_message("t1", Message.user("t1", "dann eben nicht")))
+                await story.tell(store, "t1", store.update_run("t1", "second", metadata={"drink": "☕"}))
+                await story.tell(store, "t1", store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED)))
+                end = len(disk.effects)
         with pytest.MonkeyPatch.context() as patch:
             another_boot(patch)
             await check(story, [Image(end, kind) for kind in KINDS], base, told, "power")

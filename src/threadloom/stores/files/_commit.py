@@ -52,7 +52,7 @@ class Committer:
         self._journal.note(act, sync=sync)
         yield
         try:
-            carry_out(self._disk, self._layout.damaged, writes)
+            carry_out(self._disk, self._layout.damaged, writes, taken_back=self._keep_as_it_was)
         except ForeignWriteError as error:
             yield from self._take_back(act, error)
             raise
@@ -85,6 +85,12 @@ class Committer:
             self._redo.later(act, self._journal.close_act)
             raise
         self._journal.close_act(act)
+
+    def _keep_as_it_was(self) -> None:
+        """Let what was taken back not come again after a power cut, where it would be taken for a foreign program's."""
+        if self.power:
+            with suppress(OSError):  # then there is no more to be had: the act has failed in any case
+                self._disk.sync_all()
 
     def make_durable(self) -> None:
         """Let all that is in the files outlive a power cut as it is, if that is promised, whatever the journals say."""

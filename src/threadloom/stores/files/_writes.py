@@ -91,9 +91,12 @@ class Unchanged:
 Write = Make | Put | Append | Unchanged
 
 
-def carry_out(disk: Disk, damaged: Path, writes: Sequence[Write]) -> None:
+def carry_out(
+    disk: Disk, damaged: Path, writes: Sequence[Write], *, taken_back: Callable[[], object] = lambda: None
+) -> None:
     """Write all of them in their order, or, where one fails, none: what came before it is taken back.
 
+    ``taken_back`` is called where that was anything at all.
     ``ForeignWriteError`` where a foreign program has replaced a record. Lines that were appended by then stay, and are
     named in it: who reads and writes without a lock may have gone on from there. ``NotUndoneError`` where another part
     of it stands.
@@ -108,6 +111,7 @@ def carry_out(disk: Disk, damaged: Path, writes: Sequence[Write]) -> None:
                 except OSError as error:
                     error.filename = error.filename or str(write.path)
                     raise
+                progress.has_changed_names |= isinstance(write, Make | Put)
         except ForeignWriteError as error:
             error.appended = tuple(progress.appended)
             progress.keeps_lines = True
@@ -115,12 +119,16 @@ def carry_out(disk: Disk, damaged: Path, writes: Sequence[Write]) -> None:
                 progress.undo.close()  # the records that came before the one that was replaced
             except OSError as failure:
                 raise NotUndoneError(failure) from failure
+            if progress.has_changed_names:
+                taken_back()
             raise
         except BaseException as error:
             try:
                 progress.undo.close()
             except OSError:
                 raise NotUndoneError(error) from error
+            if progress.has_changed_names or progress.appended:
+                taken_back()
             raise
 
 
@@ -140,6 +148,7 @@ class _Progress:
     undo: ExitStack = field(factory=ExitStack)
     appended: list[tuple[int, bytes]] = field(factory=list)
     keeps_lines: bool = False
+    has_changed_names: bool = False
 
     def cut(self, path: Path, start: int, data: bytes) -> None:
         if not self.keeps_lines:
