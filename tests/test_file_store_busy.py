@@ -13,6 +13,7 @@ from attrs import define, field
 
 from tests.crash_stories import a_run, a_thread, directory_in_memory, taken
 from tests.disk_calls import Call, intercept
+from tests.test_file_store_power import another_boot
 from threadloom import (
     ActiveRunError,
     FileStore,
@@ -203,6 +204,60 @@ async def test_what_a_foreign_program_appends_at_any_moment_hides_no_message_fro
         turn = json.loads((root / ".threadloom" / "turns" / "t.json").read_bytes())
         assert [run_id for _, run_id in turn["active"]] == ["leased", "new"], at
         at += 1
+
+
+async def test_g8_after_a_power_cut_what_a_foreign_program_had_appended_meanwhile_is_there(base):
+    await set_the_scene(base / "prepared")
+    line = json.dumps({"id": "msg_f", "created_at": 1, "thread_id": "t", "role": "user", "content": []}) + "\n"
+    for at in range(3):
+        root, image = base / f"store_{at}", base / f"image_{at}"
+        shutil.copytree(base / "prepared", root)
+
+        def append(root: Path = root) -> None:
+            with (root / "t" / "messages.jsonl").open("a") as log:
+                log.write(line)
+
+        meanwhile = Meanwhile(at, append)
+        with pytest.MonkeyPatch.context() as patch:
+            intercept(patch, meanwhile)
+            async with FileStore(root) as store:
+                meanwhile.changes = 0
+                await make_way(store, "interrupt")
+                meanwhile.changes = None
+                before = await store.list_messages("t")
+                assert "msg_f" in [message.id for message in before]
+                shutil.copytree(root, image)
+        with pytest.MonkeyPatch.context() as patch:
+            another_boot(patch)
+            async with FileStore(image) as store:
+                assert await store.list_messages("t") == before, at
+
+
+async def test_a_disk_that_is_full_as_an_act_is_taken_back_after_a_foreign_program_leaves_nothing_of_it(base):
+    await set_the_scene(base)
+    line = json.dumps({"id": "msg_f", "created_at": 1, "thread_id": "t", "role": "user", "content": []}) + "\n"
+    before = statuses(base)
+
+    def append() -> None:
+        with (base / "t" / "messages.jsonl").open("a") as log:
+            log.write(line)
+
+    def fail(call: Call) -> Any:
+        if call.is_change and call.name == "open" and str(call.args[0]).endswith("edits.jsonl"):
+            raise OSError(28, "No space left on device", str(call.args[0]))
+        return meanwhile(call)
+
+    meanwhile = Meanwhile(2, append)
+    async with FileStore(base) as store:
+        with pytest.MonkeyPatch.context() as patch:
+            intercept(patch, fail)
+            meanwhile.changes = 0
+            with pytest.raises(StoreIOError):
+                await make_way(store, "interrupt")
+            assert meanwhile.is_done
+        await store.append_message("t", Message.user("t", "next"))
+        assert statuses(base) == before
+        assert await texts(store) == ["first", "a reply", "", "next"]
 
 
 async def test_a_run_that_a_foreign_program_ends_meanwhile_stays_as_it_ended(base):

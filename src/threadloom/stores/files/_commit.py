@@ -74,6 +74,7 @@ class Committer:
         if not error.appended:
             self._journal.close_act(act, "aborted")
             return
+        act.retracted_at = error.appended[0][0]
         self._journal.retract(act)
         with suppress(JournalError):  # it is told with the next act
             yield

@@ -6,15 +6,16 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
+import attrs
 from attrs import define, field
 
 from threadloom.stores.files._disk import Disk
-from threadloom.stores.files._journal import LEFT, parsed_entry
+from threadloom.stores.files._journal import LEFT, Act, parsed_entry
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._owner import Key, holder_of, is_our_key, lives, our_key
-from threadloom.stores.files._writes import Make, Write, from_json
+from threadloom.stores.files._writes import Append, Make, Write, from_json
 
 __all__ = ["DeadJournal", "Journals", "Told"]
 
@@ -33,6 +34,22 @@ class Told:
     writes: tuple[Write, ...]
     is_done: bool = False
     is_retracted: bool = False
+
+    @classmethod
+    def of(cls, act: Act) -> Told:
+        """Return what the journal tells of an act of this process."""
+        told = cls(act.number, 0, act.thread_id, act.writes)
+        if act.retracted_at is not None:
+            told.retract(act.retracted_at)
+        return told
+
+    def retract(self, place: int | None) -> None:
+        """Know that its messages are to be taken back, and where they lie; an older journal does not say."""
+        self.is_retracted = True
+        if place is not None:
+            self.writes = tuple(
+                attrs.evolve(write, offset=place) if _appends_messages(write) else write for write in self.writes
+            )
 
     def concerns(self, place: str, root: Path) -> bool:
         """Return whether it writes in a thread or another place with a lock: where it was begun, or makes it."""
@@ -92,7 +109,7 @@ class DeadJournal:
                 self.acts.pop(number, None)
             case {"retracted": int(number)}:
                 if number in self.acts:
-                    self.acts[number].is_retracted = True
+                    self.acts[number].retract(entry.get("at"))
             case {"redone": int(number)}:
                 self.redone.add(number)
             case _:
@@ -221,6 +238,10 @@ class Journals:
             return peer.is_gone and (not self._boot or self._boot.encode() not in header)
         finally:
             peer.close()
+
+
+def _appends_messages(write: Write) -> TypeGuard[Append]:
+    return isinstance(write, Append) and write.path.name == "messages.jsonl"
 
 
 def _peer(path: Path) -> _Peer:

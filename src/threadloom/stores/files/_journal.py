@@ -46,12 +46,16 @@ class JournalError(OSError):
 
 @define(eq=False)
 class Act:
-    """What one operation writes in a thread, all or nothing. It has a number once it is in a journal."""
+    """What one operation writes in a thread, all or nothing. It has a number once it is in a journal.
+
+    Where its messages are taken back, they lie at ``retracted_at``: others may lie where it was to put them.
+    """
 
     thread_id: str
     writes: tuple[Write, ...]
     number: int = 0
     file: JournalFile | None = field(default=None, repr=False)
+    retracted_at: int | None = None
 
 
 @define(eq=False)
@@ -182,7 +186,7 @@ class Journal:
 
     def retract(self, act: Act) -> None:
         """Say that the messages of an act, which a foreign program has forbidden, are to be taken back."""
-        self._marks.append(_dumped({"retracted": act.number}))
+        self._marks.append(_dumped({"retracted": act.number, "at": act.retracted_at}))
         self._wants_sync = True
 
     def flush(self) -> None:

@@ -102,10 +102,10 @@ class Redo:
         for thread_id, acts in self._open_acts.items():
             with suppress(LockedElsewhereError, OSError), locked(self._layout.thread(thread_id)):
                 for act, _ in acts:
-                    self._again.carry_out(Told(act.number, 0, act.thread_id, act.writes), {}, is_torn=False)
+                    self._again.carry_out(Told.of(act), {}, is_torn=False)
 
     def _carry_out_own(self, act: Act, close: Callable[[Act], object]) -> None:
-        self._again.carry_out(Told(act.number, 0, act.thread_id, act.writes), {}, is_torn=False)
+        self._again.carry_out(Told.of(act), {}, is_torn=False)
         close(act)
         self._open_acts[act.thread_id].pop(0)
         self._renew_index(act.thread_id)
