@@ -276,6 +276,26 @@ async def test_a_run_that_a_foreign_program_ends_meanwhile_stays_as_it_ended(bas
             assert "thread.run.cancelled" not in kinds
 
 
+async def test_what_a_run_wrote_that_a_foreign_program_ends_meanwhile_is_not_taken_back(base):
+    await set_the_scene(base)
+    runs = base / "t" / "runs"
+    rewrite(runs / "second" / "status.json", status="completed")
+    meanwhile = Meanwhile(0, lambda: rewrite(runs / "leased" / "status.json", status="completed"))
+    with pytest.MonkeyPatch.context() as patch:
+        intercept(patch, meanwhile)
+        async with FileStore(base) as store:
+            meanwhile.changes = 0  # the first is the settlement of the second
+            await make_way(store, "rollback")
+            assert meanwhile.is_done
+            assert statuses(base) == {
+                "leased": "completed",
+                "second": "completed",
+                "third": "cancelled",
+                "new": "queued",
+            }
+            assert await texts(store) == ["first", "a reply", "rather this"]
+
+
 async def test_of_many_runs_that_are_stopped_not_all_are_held_open(base, monkeypatch):
     monkeypatch.setattr(_new_runs, "_MOST_PINNED", 2)
     async with FileStore(base) as store:

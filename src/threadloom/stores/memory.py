@@ -391,8 +391,8 @@ class MemoryStore(ThreadStore):
 
     def _stop(self, state: _ThreadState, active: Iterable[Run], *, rolls_back: bool) -> None:
         """Ask runs to stop, and take back what they have written where that is asked for."""
-        ids = {run.id for run in active}
-        for run in [state.runs[run_id] for run_id in state.runs if run_id in ids]:
+        begun = {run.id: run.messages_before or 0 for run in active}
+        for run in [state.runs[run_id] for run_id in state.runs if run_id in begun]:
             record = _decoded(run.record, RunRecord)
             decide = lifecycle.roll_back if rolls_back else lifecycle.request_cancel
             change = decide(record, run.log, now_ns=self._now())
@@ -400,7 +400,8 @@ class MemoryStore(ThreadStore):
                 self._commit(state, run, change)
         if rolls_back:
             for entry in state.messages:
-                if entry.message is not None and entry.message.run_id in ids:
+                message = entry.message
+                if message is not None and entry.place >= begun.get(message.run_id or "", entry.place + 1):
                     entry.data = None
 
     async def get_run(self, thread_id: str, run_id: str) -> Run:

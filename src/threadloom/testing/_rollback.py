@@ -9,7 +9,7 @@ import pytest
 
 from threadloom.errors import MessageNotFoundError
 from threadloom.lifecycle import RunWrite
-from threadloom.models import IncompleteDetails, Message, MessageStatus, RunStatus, TextContent, Thread
+from threadloom.models import IncompleteDetails, Message, MessageStatus, Run, RunStatus, TextContent, Thread
 from threadloom.store import ThreadStore
 from threadloom.testing._busy import for_every_end, reply, superseded, texts
 from threadloom.testing._stage import (
@@ -73,6 +73,18 @@ class RollbackConformance(Stage):
             assert await texts(view, thread.id) == []
             runs = await view.list_runs(thread.id)
             assert [run.is_rolled_back for run in runs] == [True, True, False]
+
+    async def test_what_names_a_run_and_was_there_before_it_is_not_taken_back_with_it(self, store: ThreadStore) -> None:
+        thread = await new_thread(store)
+        first, second = (Run.new(thread.id, model="any") for _ in range(2))
+        for run in (first, second):
+            for named in (first, second):
+                message = Message.assistant(thread.id, f"{named is first} before {run is first}", run_id=named.id)
+                await store.append_message(thread.id, message)
+            await store.create_run(thread.id, run)
+        await superseded(store, thread.id, "rollback")
+        async for view in self.views(store):
+            assert await texts(view, thread.id) == ["True before True", "False before True", "False before False"]
 
     async def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on_to_its_end(self, store: ThreadStore) -> None:
         work = await working_run(store, "half ")

@@ -114,7 +114,7 @@ class NewRuns:
             writes += [write for plan in stops for write in plan.record]
             writes += [write for plan in stops for write in plan.steps]
             writes += [Make(self._layout.run(thread_id, run.id), files)]
-            writes += self._deleting(wish, active)
+            writes += self._deleting(wish, stops)
             writes += self._keys.putting(self._keys.within(thread_id, "run", wish.key), wish.key, run)
             writes += [write for plan in stops for write in plan.events]
             if run.status.is_terminal:
@@ -163,9 +163,8 @@ class NewRuns:
         append = self._threads.appending(wish.run.thread_id, *messages)
         return (attrs.evolve(append, is_exact=True),)  # for the run is told where they end
 
-    def _deleting(self, wish: Wish, active: Sequence[RunRecord]) -> tuple[Append, ...]:
-        if wish.on_busy != "rollback" or not active:
+    def _deleting(self, wish: Wish, stops: Sequence[Planned]) -> tuple[Append, ...]:
+        if wish.on_busy != "rollback":
             return ()
-        ids = {old.run.id for old in active}
-        first = min(old.run.messages_before or 0 for old in active)
-        return self._threads.deleting(wish.run.thread_id, ids, first)
+        begun = {plan.run.id: plan.old.messages_before or 0 for plan in stops}
+        return self._threads.deleting(wish.run.thread_id, begun)

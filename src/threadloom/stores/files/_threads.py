@@ -7,7 +7,7 @@ read run in the reading thread and hold none, for every record is replaced whole
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -163,16 +163,19 @@ class Threads:
         lines = log.dumped_lines(messages)
         return Append(path, log.mended_end(self._disk, path, self._layout.damaged), lines)
 
-    def deleting(self, thread_id: str, run_ids: Collection[str], start: int) -> tuple[Append, ...]:
-        """Return what deletes the messages that runs have written from ``start`` on, nothing where there are none."""
+    def deleting(self, thread_id: str, begun: Mapping[str, int]) -> tuple[Append, ...]:
+        """Return what deletes the messages that runs wrote, each from a place on; nothing where there are none."""
+        if not begun:
+            return ()
         path = self._layout.messages(thread_id)
         edits = self._edits(thread_id)
         found: list[str] = []
         with suppress(FileNotFoundError), LogFile(path) as file:
-            for line in log.lines(file, start, log.end_of_lines(file)):
+            for line in log.lines(file, min(begun.values()), log.end_of_lines(file)):
                 with suppress(SerializationError):  # damaged: who lists the thread is told
                     message = self._message(path, line, edits)
-                    found += [message.id] if message is not None and message.run_id in run_ids else []
+                    if message is not None and line[0] >= begun.get(message.run_id or "", line[0] + 1):
+                        found.append(message.id)
         lines = [
             codec.dump_line({"object": "thread.message.deleted", "message_id": id_}) for id_ in dict.fromkeys(found)
         ]
