@@ -158,8 +158,10 @@ class MemoryStore(ThreadStore):
             return created
         if assistant.id in self._assistants:
             raise AssistantAlreadyExistsError(assistant.id)
-        self._assistants[assistant.id] = data = _encoded(assistant)
-        return self._note_created(Assistant, "", key, data)
+        data = _encoded(assistant)
+        kept = self._note_created(Assistant, "", key, data)
+        self._assistants[assistant.id] = data
+        return kept
 
     async def get_assistant(self, assistant_id: str) -> Assistant:
         """Return an assistant."""
@@ -188,8 +190,10 @@ class MemoryStore(ThreadStore):
         """Change an assistant to what ``change`` makes of it."""
         changed = change(await self.get_assistant(assistant_id))
         check_changed_assistant(assistant_id, changed)
-        self._assistants[assistant_id] = _encoded(changed)
-        return _decoded(self._assistants[assistant_id], Assistant)
+        data = _encoded(changed)
+        kept = _decoded(data, Assistant)
+        self._assistants[assistant_id] = data
+        return kept
 
     async def delete_assistant(self, assistant_id: str) -> None:
         """Remove an assistant."""
@@ -212,8 +216,9 @@ class MemoryStore(ThreadStore):
             raise ThreadAlreadyExistsError(thread.id)
         state = _ThreadState(_encoded(thread))
         state.messages = _entries(0, given)
+        kept = self._note_created(Thread, "", key, state.meta)
         self._threads[thread.id] = state
-        return self._note_created(Thread, "", key, state.meta)
+        return kept
 
     async def get_thread(self, thread_id: str) -> Thread:
         """Return a thread."""
@@ -257,8 +262,10 @@ class MemoryStore(ThreadStore):
         """Change what is given of a thread."""
         state = self._thread(thread_id)
         changed = changed_thread(_decoded(state.meta, Thread), metadata, tool_resources)
-        state.meta = _encoded(changed)
-        return _decoded(state.meta, Thread)
+        data = _encoded(changed)
+        kept = _decoded(data, Thread)
+        state.meta = data
+        return kept
 
     async def delete_thread(self, thread_id: str, *, force: bool = False) -> None:
         """Remove a thread with all that is in it."""
@@ -615,9 +622,10 @@ class MemoryStore(ThreadStore):
         return _decoded(created.data, kind)
 
     def _note_created(self, kind: type[T], thread_id: str, key: IdempotencyKey | None, data: bytes) -> T:
+        kept = _decoded(data, kind)
         if key is not None:
             self._created[kind, thread_id, key.value] = _Created(key.fingerprint, data)
-        return _decoded(data, kind)
+        return kept
 
     def _now(self) -> int:
         return self.clock.time_ns()

@@ -13,6 +13,7 @@ from threadloom.errors import (
     AssistantNotFoundError,
     InvalidInputError,
     InvalidMetadataError,
+    SerializationError,
 )
 from threadloom.models import Assistant
 from threadloom.store import ThreadStore
@@ -158,6 +159,14 @@ class AssistantConformance(Stage):
         async for view in self.views(store):
             assert await view.get_assistant(assistant.id) == assistant
         assert (await store.update_assistant(assistant.id, renamed)).name == "renamed"
+
+    async def test_g1_an_update_to_what_could_not_be_read_again_changes_nothing(self, store: ThreadStore) -> None:
+        assistant = await new_assistant(store)
+        hot: Any = "hot"
+        with pytest.raises(SerializationError):
+            await store.update_assistant(assistant.id, lambda old: attrs.evolve(old, temperature=hot))
+        async for view in self.views(store):
+            assert await view.get_assistant(assistant.id) == assistant
 
     async def test_an_update_that_makes_another_assistant_or_none_is_refused(self, store: ThreadStore) -> None:
         assistant = await new_assistant(store)

@@ -14,6 +14,7 @@ from threadloom.errors import (
     InvalidInputError,
     LeaseLostError,
     RunAlreadyExistsError,
+    SerializationError,
 )
 from threadloom.lifecycle import RunWrite
 from threadloom.models import Message, MessageStatus, Run, RunStatus
@@ -148,6 +149,18 @@ class BusyConformance(Stage):
             assert await texts(view, thread.id) == ["one", "two", "three", "four"]
             assert await texts(view, thread.id, seen_by=run.id) == ["one", "two", "three"]
             assert await texts(view, thread.id, seen_by=older.id) == []
+
+    @pytest.mark.parametrize("way", ["interrupt", "rollback"])
+    async def test_g1_a_run_that_could_not_be_read_again_stops_nobody(self, store: ThreadStore, way: Any) -> None:
+        claim = await new_claim(store)
+        await reply(store, claim, "an answer")
+        before = await picture(store)
+        many: Any = "many"
+        bad = attrs.evolve(Run.new(claim.run.thread_id, model="any"), max_prompt_tokens=many)
+        with pytest.raises(SerializationError):
+            await store.create_run(claim.run.thread_id, bad, on_busy=way)
+        async for view in self.views(store):
+            assert await picture(view) == before
 
     async def test_g1_a_run_that_is_history_brings_its_messages_too(self, store: ThreadStore) -> None:
         thread = await new_thread(store)

@@ -11,7 +11,7 @@ import pytest
 from attrs import frozen
 
 from threadloom.checks import IdempotencyKey
-from threadloom.errors import ConflictError, IdempotencyKeyReusedError, InvalidInputError
+from threadloom.errors import ConflictError, IdempotencyKeyReusedError, InvalidInputError, SerializationError
 from threadloom.models import Assistant, Message, Run, RunStatus, Thread
 from threadloom.store import ThreadStore
 from threadloom.testing._stage import NOT_TEXT, Stage, new_thread, picture, scribble
@@ -173,6 +173,21 @@ class KeyConformance(Stage):
         made = await kind.create(store, thread.id, OTHER)
         async for view in self.views(store):
             assert await kind.create(view, thread.id, OTHER) == made
+
+    @pytest.mark.parametrize("name", ["assistant", "thread", "run"])
+    async def test_g1_what_could_not_be_read_again_is_not_made_and_leaves_no_key(
+        self, store: ThreadStore, name: str
+    ) -> None:
+        thread, kind = await new_thread(store), KINDS[name]
+        before = await kind.ids(store, thread.id)
+        with pytest.raises(SerializationError):
+            await kind.create(store, thread.id, KEY, created_at="today")
+        async for view in self.views(store):
+            assert await kind.ids(view, thread.id) == before
+            assert not (await view.list_threads()).damaged
+            assert not (await view.list_runs(thread.id)).damaged
+            assert not (await view.list_assistants()).damaged
+        await kind.create(store, thread.id, KEY)
 
     @for_every_kind
     async def test_creates_without_a_key_are_done_each_time(self, store: ThreadStore, kind: Kind) -> None:

@@ -47,11 +47,12 @@ class Assistants:
             if self._disk.exists(path):
                 raise AssistantAlreadyExistsError(assistant.id)
             put = Put(path, dumped(assistant))
+            kept = codec.decode(put.data, Assistant, path)  # nothing is written that could not be read again
             try:
                 yield from self._committer.commit(self.place, put, *self._keys.putting(key_path, key, assistant))
             except FileExistsError:  # by a program that does not lock
                 raise AssistantAlreadyExistsError(assistant.id) from None
-        return codec.decode(put.data, Assistant, path)
+        return kept
 
     def get(self, assistant_id: str) -> Assistant:
         try:
@@ -81,8 +82,9 @@ class Assistants:
                 new = change(old)
                 check_changed_assistant(assistant_id, new)
                 put = Put.over(held, rewritten(held, old, new))
+                kept = codec.decode(put.data, Assistant, path)
                 yield from self._committer.commit(self.place, put)
-                return codec.decode(put.data, Assistant, path)
+                return kept
 
         with self._redo.holding(self.place):
             return (yield from starting_over_after_foreign_writes(path, act))

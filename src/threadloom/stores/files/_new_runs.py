@@ -13,7 +13,7 @@ from typing import Final
 import attrs
 from attrs import frozen
 
-from threadloom import lifecycle
+from threadloom import codec, lifecycle
 from threadloom.checks import IdempotencyKey, OnBusy
 from threadloom.errors import ActiveRunError, RunAlreadyExistsError, RunNotFoundError
 from threadloom.lifecycle import RunRecord
@@ -107,13 +107,14 @@ class NewRuns:
             appended = self._appending(wish, stops)
             before = appended[0].end if appended else self._threads.end_of_messages(thread_id)
             change = lifecycle.create(wish.run, sequence=sequence, messages_before=before, now_ns=self._now())
-            run = change.record.run
-            files = {"status.json": dumped(change.record), "events.jsonl": log.dumped_lines(change.events)}
+            path, record = self._layout.run(thread_id, wish.run.id), dumped(change.record)
+            run = codec.decode(record, RunRecord, path).run  # nobody is stopped for one that could not be read again
+            files = {"status.json": record, "events.jsonl": log.dumped_lines(change.events)}
             writes: list[Write] = [*appended]
             # All that a foreign program may forbid comes before what cannot be taken back without a trace.
             writes += [write for plan in stops for write in plan.record]
             writes += [write for plan in stops for write in plan.steps]
-            writes += [Make(self._layout.run(thread_id, run.id), files)]
+            writes += [Make(path, files)]
             writes += self._deleting(wish, stops)
             writes += self._keys.putting(self._keys.within(thread_id, "run", wish.key), wish.key, run)
             writes += [write for plan in stops for write in plan.events]

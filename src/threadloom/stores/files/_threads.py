@@ -94,6 +94,7 @@ class Threads:
         if self._disk.exists(path):
             raise ThreadAlreadyExistsError(thread.id)
         files = {"meta.json": dumped(thread)}
+        kept = codec.decode(files["meta.json"], Thread, path)  # nothing is written that could not be read again
         if messages:
             files["messages.jsonl"] = log.dumped_lines(messages)
         # Its lock is there before it is seen: nobody deletes it before the journal has it as done.
@@ -102,7 +103,7 @@ class Threads:
                 yield from self._committer.commit(place, *first, Make(path, files, held))
             except FileExistsError:
                 raise ThreadAlreadyExistsError(thread.id) from None
-        return codec.decode(files["meta.json"], Thread, path)
+        return kept
 
     def get(self, thread_id: str) -> Thread:
         path = self._layout.meta(thread_id)
@@ -125,8 +126,9 @@ class Threads:
                 old = codec.decode(held.data, Thread, path)
                 new = change(old)
                 put = Put.over(held, rewritten(held, old, new))
+                kept = codec.decode(put.data, Thread, path)
                 yield from self._committer.commit(thread_id, put)
-                return codec.decode(put.data, Thread, path)
+                return kept
 
         with self.locked(thread_id):
             return (yield from starting_over_after_foreign_writes(path, act))
