@@ -146,6 +146,10 @@ def check_run(thread_id: str, run: Run) -> None:
         # Found out at the claim, it would stand in the way of every other run.
         text = f"A run expires 1 to {_LONGEST} whole seconds after it is first taken, not {seconds!r}."
         raise InvalidInputError(text)
+    newest = None if run.truncation_strategy is None else run.truncation_strategy.last_messages
+    if newest is not None and (type(newest) is not int or newest < 1):
+        text = f"A run is given at least 1 of the last messages, in a whole number, not {newest!r}."
+        raise InvalidInputError(text)
     for name in ("temperature", "top_p", "tools", "tool_choice", "tool_resources", "response_format"):
         _check_json(f"The run's {name}", getattr(run, name))
 

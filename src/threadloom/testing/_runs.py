@@ -87,6 +87,17 @@ class RunConformance(Stage):
             assert list(await view.list_thread_ids()) == []
             assert await view.try_claim_run("worker_1") is None
 
+    @pytest.mark.parametrize("last_messages", [0, -1, True, 1.5, "1"])
+    async def test_a_run_that_no_handler_could_be_given_messages_for_is_refused(
+        self, store: ThreadStore, last_messages: Any
+    ) -> None:
+        thread = await new_thread(store)
+        strategy = TruncationStrategy(type="last_messages", last_messages=last_messages)
+        with pytest.raises(InvalidInputError, match="last messages"):
+            await new_run(store, thread.id, truncation_strategy=strategy)
+        async for view in self.views(store):
+            assert list(await view.list_runs(thread.id)) == []
+
     async def test_a_run_of_another_thread_is_not_created(self, store: ThreadStore) -> None:
         thread = await new_thread(store)
         other = await new_thread(store)
