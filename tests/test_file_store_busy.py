@@ -233,6 +233,48 @@ async def test_g8_after_a_power_cut_what_a_foreign_program_had_appended_meanwhil
                 assert await store.list_messages("t") == before, at
 
 
+@pytest.mark.parametrize("is_before", [True, False])
+async def test_after_a_kill_a_run_that_is_there_sees_its_messages_whatever_a_foreign_program_appended(base, is_before):
+    await set_the_scene(base / "prepared")
+    content = [{"type": "text", "text": {"value": "a long one " * 100, "annotations": []}}]
+    line = json.dumps({"id": "msg_f", "created_at": 1, "thread_id": "t", "role": "user", "content": content}) + "\n"
+    at, seen = 0, set()
+    while True:
+        root, image = base / f"store_{at}", base / f"image_{at}"
+        shutil.copytree(base / "prepared", root)
+
+        def append(root: Path) -> None:
+            with (root / "t" / "messages.jsonl").open("a") as log:
+                log.write(line)
+
+        def kill(number: int, at: int = at, root: Path = root, image: Path = image) -> None:
+            if is_before and number == 2:
+                append(root)
+            if number == at:
+                shutil.copytree(root, image)
+
+        meanwhile = Meanwhile(at, lambda: None, kill)
+        with pytest.MonkeyPatch.context() as patch:
+            intercept(patch, meanwhile)
+            async with FileStore(root) as store:
+                meanwhile.changes = 0
+                await make_way(store, "interrupt")
+                meanwhile.changes = None
+        if not meanwhile.is_done:
+            break
+        if not is_before:
+            append(image)
+        async with FileStore(image) as store:
+            is_made = "new" in {run.id for run in await store.list_runs("t")}
+            assert (await texts(store)).count("rather this") == is_made, at
+            if is_made:
+                assert (await texts(store, seen_by="new")).count("rather this") == 1, at
+            seen.add(is_made)
+        shutil.rmtree(root)
+        at += 1
+    assert seen == {True, False}
+
+
 async def test_a_disk_that_is_full_as_an_act_is_taken_back_after_a_foreign_program_leaves_nothing_of_it(base):
     await set_the_scene(base)
     line = json.dumps({"id": "msg_f", "created_at": 1, "thread_id": "t", "role": "user", "content": []}) + "\n"

@@ -36,7 +36,7 @@ class Again:
         if not makes_thread and not self._disk.exists(self._layout.thread(act.thread_id)):
             return
         if act.is_retracted or not self._stands(act, is_torn=is_torn):
-            self._take_back(act)
+            self._take_back(act, is_torn=is_torn)
             return
         for write in act.writes:
             match write:
@@ -58,7 +58,7 @@ class Again:
         records = decisive(act)
         found = [self._digest_at(record.path) for record in records]
         if all(seen in {None, record.old} for seen, record in zip(found, records, strict=True)):
-            return not self._is_anothers(act)
+            return not self._is_anothers(act) and (is_torn or not self._has_lost_its_place(act))
         # What comes after the records is there only if they were.
         return any(self._is_made(write, is_torn=is_torn) for write in act.writes)
 
@@ -79,21 +79,41 @@ class Again:
             path.parent == self._layout.root and self._disk.exists(path) for path in act.made
         )
 
+    def _has_lost_its_place(self, act: Told) -> bool:
+        """Return whether the messages that a run was to be made with cannot lie where it is going to look for them.
+
+        A foreign program appended first. Nobody was told of the act, unless it is a power cut that has taken it.
+        """
+        return any(not self._disk.exists(path) for path in act.made) and any(
+            isinstance(write, Append) and write.path.name == "messages.jsonl" and self._is_anothers_place(write)
+            for write in act.writes
+        )
+
+    def _is_anothers_place(self, append: Append) -> bool:
+        try:
+            with LogFile(append.path) as file:
+                return not is_torn_form(file.read_at(append.offset, len(append.data)), append.data)
+        except FileNotFoundError:
+            return False
+
     def _digest_at(self, path: Path) -> str | None:
         try:
             return digest(self._disk.read(path))
         except FileNotFoundError:
             return None
 
-    def _take_back(self, act: Told) -> None:
+    def _take_back(self, act: Told, *, is_torn: bool) -> None:
         for write in act.writes:
             if isinstance(write, Append) and write.path.name == "messages.jsonl":
+                place: int | None = write.offset
                 if act.is_retracted:
                     self._append(write)  # for its place is told of as retracted, and must not be another's
-                elif not self._is_there(write):
+                else:
+                    place = self._place_of(write, is_torn=is_torn)
+                if place is None:
                     continue
                 edits = self._layout.edits(act.thread_id)
-                lines = retractions(write.offset, write.data)
+                lines = retractions(place, write.data)
                 if not self._disk.exists(edits) or lines not in self._disk.read(edits):
                     log.append_lines(self._disk, edits, lines, self._layout.damaged)
 
@@ -145,6 +165,17 @@ class Again:
             self._disk.write_at(path, offset, data)
         elif data not in after:
             log.append_lines(self._disk, path, data, self._layout.damaged)  # behind what a foreign program appended
+
+    def _place_of(self, append: Append, *, is_torn: bool) -> int | None:
+        """Return where lines lie, or none; after a power cut the same ones further on may be those of a later act."""
+        if is_torn:
+            return append.offset if self._is_there(append) else None
+        try:
+            with LogFile(append.path) as file:
+                found = file.read_at(append.offset, file.size - append.offset).find(append.data)
+        except FileNotFoundError:
+            return None
+        return None if found < 0 else append.offset + found
 
     def _is_there(self, append: Append) -> bool:
         try:
