@@ -98,6 +98,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._clock = ManualClock()
         self._set_back = timedelta()
+        self._opened_at = 0
         self._place = tempfile.TemporaryDirectory(prefix="threadloom-machine-")
         root = Path(self._place.name)
         self._stores = (type(self).make_store(self._clock, root), type(self).make_oracle(self._clock, root))
@@ -463,7 +464,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.integers(1, 20))
     def set_clock_back(self, seconds: int) -> None:
-        """Set the clock back."""
+        """Set the clock back, but not to before the store was opened again, which knows no more than the clock."""
+        seconds = max(0, min(seconds, self._now() - self._opened_at))
         self._clock.step_wall_clock(timedelta(seconds=-seconds))
         self._set_back += timedelta(seconds=seconds)
 
@@ -476,6 +478,7 @@ class StoreMachine(RuleBasedStateMachine):
         """
         self._clock.step_wall_clock(self._set_back + timedelta(seconds=1))
         self._set_back = timedelta()
+        self._opened_at = self._now() + 1
         for leases in self._leases:
             for status in (RunStatus.QUEUED, RunStatus.CANCELLED):
                 work = RunWrite(status=status)
