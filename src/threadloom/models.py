@@ -6,6 +6,7 @@ What a store hands out is a fresh object each time: nothing that is done to it r
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -515,7 +516,7 @@ class Run:
             response_format=response_format,
             reasoning_effort=reasoning_effort,
             tool_resources=tool_resources,
-            expires_after_seconds=None if expires_after is None else -(-expires_after // timedelta(seconds=1)),
+            expires_after_seconds=None if expires_after is None else math.ceil(expires_after.total_seconds()),
         )
 
 
