@@ -399,7 +399,7 @@ import asyncio, errno, os, signal, sys
 from threadloom import *
 from threadloom.stores.files import _commit, _disk
 
-def killed(*_):
+def killed(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def broken(*_):
