@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
-from _peer import CONCURRENCY, URL, Client, note, program
+from _peer import CONCURRENCY, URL, Client, note
 from pgqueuer import AsyncpgDriver, Job, PgQueuer, Queries
 
 
@@ -17,14 +19,14 @@ async def _noop(job: Job) -> None:
     note(number, queued_ns, time.monotonic_ns())
 
 
-async def main() -> PgQueuer:
-    """Return the worker that pgqueuer's command runs."""
+async def main() -> None:
+    """Be the worker. pgqueuer's own command does the same, but trips over the newest typer."""
     worker = PgQueuer(AsyncpgDriver(await asyncpg.connect(URL)))
     worker.entrypoint("noop", concurrency_limit=CONCURRENCY)(_noop)
-    return worker
+    await worker.run(batch_size=CONCURRENCY)
 
 
-COMMAND = (program("pgq"), "run", "_peers_pgqueuer:main", "--batch-size", str(CONCURRENCY))
+COMMAND = (sys.executable, __file__)
 
 
 class _Client:
@@ -49,3 +51,7 @@ async def opened(_runs: int) -> AsyncIterator[Client]:
         yield _Client(connection, queries)
     finally:
         await connection.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -38,10 +38,12 @@ class _Client:
 
 @asynccontextmanager
 async def opened(_runs: int) -> AsyncIterator[Client]:
-    """Yield a client, with SAQ's sweep for the minute done: it aborts jobs that are just being started (its issue 277)."""
+    """Yield a client."""
     await queue.connect()
     try:
-        await queue.sweep()
+        await (
+            queue.sweep()
+        )  # the minute's, which at a worker's start aborts jobs that it is just starting (SAQ issue 277)
         yield _Client()
     finally:
         await queue.disconnect()
