@@ -64,7 +64,7 @@ class Beside:
     async def until_noted(self, count: int) -> list[tuple[int, ...]]:
         """Return so many notes, when they are there."""
         async with asyncio.timeout(PATIENCE_S):
-            while self.notes.stat().st_size < count * NOTE.size and self.process.poll() is None:
+            while self.notes.stat().st_size < count * NOTE.size and self.process.poll() is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.0005)
         return list(NOTE.iter_unpack(self.notes.read_bytes()))
 
