@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -130,6 +131,10 @@ def _sync_names(path: str) -> None:
 
 def compiled(directory: Path) -> Path:
     """Compile the C program, with the records in it as they are to be written; return where it lies."""
+    if shutil.which("cc") is None:
+        raise SystemExit(
+            "The benchmark compiles a C program, and there is no cc. On Debian or Ubuntu: apt-get install gcc"
+        )
     texts = {
         "THREAD": dump(THREAD),
         "ASKED": dump_line(ASKED),

@@ -70,7 +70,7 @@ def whole_runs(program: Path, place: Place, rounds: int, *, is_quick: bool) -> I
     for durability in ("process", "power"):
         if is_quick and durability == "power" and place.is_memory:
             continue  # nothing there outlives a power cut, so that this only tells what the journal costs
-        for at_once, runs in ((64, 64),) if is_quick else ((1, 80), (64, 256)):
+        for at_once, runs in ((64, 64),) if is_quick else ((1, 40), (64, 128)):
             to_reach = TO_REACH.get((durability, place.is_memory), {}) if at_once > 1 else {}
             if at_once == 1 and durability == "process" and not place.is_memory:
                 to_reach = {PLAIN: 0.5}
