@@ -19,6 +19,7 @@ import platform
 import shutil
 import sqlite3
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,14 +27,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rich import box, print as rich_print
+from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
 TMPFS = Path("/dev/shm")  # noqa: S108 - where Linux has its tmpfs; what is made there has a random name
-LEAST_ROUNDS = 2
+CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Turn:
 
 
 Way = Callable[[Path], Turn]
+
+N = TypeVar("N", bound=str)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,9 @@ def file_system(path: Path) -> str:
     return max(above, default=(0, "unknown"))[1]
 
 
-def in_turn(ways: Mapping[str, Way], place: Place, rounds: int) -> dict[str, list[Turn]]:
+def in_turn(ways: Mapping[N, Callable[[Path], T]], place: Place, rounds: int) -> dict[N, list[T]]:
     """Return what each way took in each round, after one that warms up."""
-    taken: dict[str, list[Turn]] = {name: [] for name in ways}
+    taken: dict[N, list[T]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(rounds + 1):
         first = number % len(names)
@@ -158,14 +163,16 @@ class Table:
         ours = next(iter(self.taken))
         table = RichTable(title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("")
-        for heading in ("µs each", "one: median ms", "p99 ms", f"speed of {ours} to it", "to reach"):
+        for heading in ("µs each", "one takes: ms", "p99", f"{ours}: times as fast", "to reach"):
             table.add_column(heading, justify="right")
         for row in self.rows():
             ratio, to_reach = row.get("ratio"), row.get("to_reach")
-            met = "" if ratio is None or to_reach is None else f"{to_reach:g} {'✓' if ratio.median >= to_reach else '✗'}"
+            met = (
+                "" if ratio is None or to_reach is None else f"{to_reach:g} {'✓' if ratio.median >= to_reach else '✗'}"
+            )
             times = (f"{row['each'] * 1e6:.0f}", f"{row['p50'] * 1e3:.2f}", f"{row['p99'] * 1e3:.2f}")
             table.add_row(escape(row["name"]), *times, "" if ratio is None else str(ratio), met)
-        rich_print(table)
+        CONSOLE.print(table)
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures for the JSON file."""
