@@ -153,14 +153,14 @@ def compiled(directory: Path) -> Path:
     lines = [f"#define {name} {json.dumps(text.decode(), ensure_ascii=False)}\n" for name, text in texts.items()]
     header.write_text("".join(lines), encoding="utf-8")
     program = directory / "plain"
-    subprocess.run(["cc", "-O2", "-Wall", "-include", str(header), "-o", str(program), str(_SOURCE)], check=True)  # noqa: S603, S607
+    subprocess.run(["cc", "-O2", "-Wall", "-include", str(header), "-o", str(program), str(_SOURCE)], check=True)
     return program
 
 
 def in_c(program: Path, root: Path, runs: int, at_once: int, *, synced: bool) -> Turn:
     """Let the C program do as ``in_one_thread`` does; it measures itself, so that its start is not counted."""
     command = [str(program), str(root), str(runs), str(at_once), str(int(synced))]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     took, *latencies = map(float, output.split())
     check_tree("C", root, runs)
     return Turn(took / runs, latencies)

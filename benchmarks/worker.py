@@ -18,14 +18,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from _rounds import Ratio, Turn, arguments, file_system, quantile, write_json
-from _servers import Durability, MissingError, commits, postgresql, redis, syncs
+from _servers import Durability, MissingError, PostgreSQL, Redis, commits, postgresql, redis, syncs
 from rich import box
 from rich import print as rich_print
 from rich.markup import escape
@@ -94,9 +94,11 @@ def servers(directory: Path) -> Iterator[dict[str, Fresh | str]]:
     """Run the servers that there are; yield what makes a fresh store in each, or why there is none."""
     with ExitStack() as stack:
         found: dict[str, Fresh | str] = {}
-        for name, serving in (("postgresql", postgresql), ("redis", redis)):
+        starts: dict[str, Callable[[Path], AbstractContextManager[PostgreSQL | Redis]]]
+        starts = {"postgresql": postgresql, "redis": redis}
+        for name, start in starts.items():
             try:
-                found[name] = stack.enter_context(serving(directory)).fresh
+                found[name] = stack.enter_context(start(directory)).fresh
             except MissingError as error:
                 found[name] = str(error)
         yield found
@@ -144,7 +146,7 @@ def measure(
 ) -> list[Row]:
     """Return a row for each peer, all in turn."""
     rows = [Row(peer) for peer in PEERS if options.only is None or peer.module in {"threadloom", *options.only}]
-    rounds, sizes = (min(options.rounds, 1), SIZES_QUICK) if options.quick else (options.rounds, SIZES)
+    rounds, sizes = (1, SIZES_QUICK) if options.quick else (options.rounds, SIZES)
     for row in rows:
         row.left_out = missing(row.peer, found.get(row.peer.server, lambda _: ""), durability)
     for number in range(rounds):
