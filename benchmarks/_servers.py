@@ -62,7 +62,7 @@ class Redis:
 
     def tell(self, *command: str) -> None:
         """Carry out a command."""
-        run([self.cli, "-s", str(self.socket), *command])
+        run([self.cli, "-e", "-s", str(self.socket), *command])
 
 
 def commits(durability: Durability) -> str:
