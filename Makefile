@@ -45,10 +45,13 @@ demo-wire: $(DEMO_READY) ## Run them over HTTP, with OpenAI's own client
 
 bench: $(BENCH_READY) ## Measure it beside what one would take instead (ARGS="--json FILE")
 	$(BIN)/python benchmarks/store.py $(ARGS)
+	$(BIN)/python benchmarks/worker.py $(ARGS)
+	$(BIN)/python benchmarks/cancellation.py $(ARGS)
 	$(BIN)/python benchmarks/streaming.py
 
 bench-quick: $(BENCH_READY) ## The same in a minute, and with less to rely on
 	$(BIN)/python benchmarks/store.py --quick $(ARGS)
+	$(BIN)/python benchmarks/worker.py --quick $(ARGS)
 
 constraints: ## Renew the pins in constraints.txt (with Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \

@@ -47,6 +47,7 @@ class Peer:
     packages: Sequence[str] = ()
     has_power: bool = True
     share: float = 1.0  # of the runs that others get, for one that would take minutes
+    is_quick: bool = True
     to_reach: float | None = None  # how many times as fast we want to be
 
     @property
@@ -57,13 +58,13 @@ class Peer:
 
 PEERS = (
     Peer("threadloom"),
-    Peer("arq", "redis", share=0.5, to_reach=1),
+    Peer("arq", "redis", share=0.5, is_quick=False, to_reach=1),
     Peer("arq", "redis", poll_s="0.01", to_reach=1),
     Peer("saq", "redis", to_reach=1),
     Peer("taskiq", "redis", packages=["taskiq-redis"]),
     Peer("procrastinate", "postgresql", packages=["psycopg"], share=0.5, to_reach=5),
     Peer("pgqueuer", "postgresql", packages=["asyncpg"], to_reach=1),
-    Peer("dbos", "postgresql", share=0.03, to_reach=5),
+    Peer("dbos", "postgresql", share=0.03, is_quick=False, to_reach=5),
     Peer("dbos", "postgresql", poll_s="0.01", share=0.3, to_reach=5),
     Peer("huey", has_power=False, share=0.2),
     Peer("huey", poll_s="0.01", has_power=False, share=0.2),
@@ -145,7 +146,8 @@ def measure(
     options: argparse.Namespace, durability: Durability, places: Path, found: dict[str, Fresh | str]
 ) -> list[Row]:
     """Return a row for each peer, all in turn."""
-    rows = [Row(peer) for peer in PEERS if options.only is None or peer.module in {"threadloom", *options.only}]
+    peers = [peer for peer in PEERS if peer.is_quick or not options.quick]
+    rows = [Row(peer) for peer in peers if options.only is None or peer.module in {"threadloom", *options.only}]
     rounds, sizes = (1, SIZES_QUICK) if options.quick else (options.rounds, SIZES)
     for row in rows:
         row.left_out = missing(row.peer, found.get(row.peer.server, lambda _: ""), durability)
@@ -225,7 +227,7 @@ def main() -> None:
     with servers(directory) as found, tempfile.TemporaryDirectory(dir=directory, prefix="bench-") as places:
         durabilities: tuple[Durability, ...] = ("process", "power")
         for durability in durabilities:
-            if options.durability in {None, durability}:
+            if durability == (options.durability or ("process" if options.quick else durability)):
                 rows = measure(options, durability, Path(places), found)
                 title = (
                     f'Worker, runs that do nothing, "{durability}", {file_system(directory)}: PostgreSQL with'
