@@ -126,7 +126,8 @@ def take_turn(peer: Peer, place: Path, url: str, durability: Durability, sizes: 
     notes = place / "notes"
     about = {"BENCH_URL": url, "BENCH_NOTES": str(notes), "BENCH_POLL_S": peer.poll_s, "BENCH_DURABILITY": durability}
     here = Path(__file__).parent
-    command = [sys.executable, str(here / "_peer_turn.py"), f"_peers_{peer.module}", *counted]
+    turn = ["setpriv", "--pdeathsig=KILL", "--", sys.executable, str(here / "_peer_turn.py")]
+    command = [*turn, f"_peers_{peer.module}", *counted]
     environment = {**os.environ, **about, "PYTHONPATH": str(here)}
     os.sync()
     try:
