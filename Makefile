@@ -11,12 +11,13 @@ FRESH := .venv-constraints
 VENV_READY := $(VENV)/.venv-ready
 DEMO_READY := $(VENV)/.demo-ready
 DEV_READY := $(VENV)/.dev-ready
+BENCH_READY := $(VENV)/.bench-ready
 # What the wire is tried with, beside the client in .venv itself: each in a directory of its own, so that none sees another.
 CLIENTS_READY := $(VENV)/client-2/.ready $(VENV)/client-1/.ready $(VENV)/node/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format demo demo-wire bench constraints clean
+.PHONY: help setup test lint format demo demo-wire bench bench-quick constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,16 +43,22 @@ demo: $(DEMO_READY) ## Run 210 recorded conversations through a store and a work
 demo-wire: $(DEMO_READY) ## Run them over HTTP, with OpenAI's own client
 	$(BIN)/python examples/coffee_bar_wire.py $(ARGS)
 
-bench: $(DEMO_READY) ## Measure what durability costs, and how long a first word takes to a client
-	$(BIN)/python benchmarks/durability.py $(ARGS)
+bench: $(BENCH_READY) ## Measure it beside what one would take instead (ARGS="--json FILE")
+	$(BIN)/python benchmarks/store.py $(ARGS)
+	$(BIN)/python benchmarks/worker.py $(ARGS)
+	$(BIN)/python benchmarks/cancellation.py $(ARGS)
 	$(BIN)/python benchmarks/streaming.py
+
+bench-quick: $(BENCH_READY) ## The same in a minute, and with less to rely on
+	$(BIN)/python benchmarks/store.py --quick $(ARGS)
+	$(BIN)/python benchmarks/worker.py --quick $(ARGS)
 
 constraints: ## Renew the pins in constraints.txt (with Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| { echo 'The pins are made with Python 3.11, the oldest supported: make constraints PYTHON=python3.11' >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(FRESH)
 	$(FRESH)/bin/python -m pip install -qU pip
-	$(FRESH)/bin/python -m pip install -q -e '.[cli,demo,web]' --group test --group lint
+	$(FRESH)/bin/python -m pip install -q -e '.[cli,demo,web]' --group test --group lint --group bench
 	$(FRESH)/bin/python -m pip install -q --group client-2
 	$(FRESH)/bin/python -m pip install -q --group client-1
 	echo '# Every version that `make` installs, made with Python 3.11. To renew: make constraints' > $(FRESH)/constraints.txt
@@ -81,6 +88,11 @@ $(DEMO_READY): $(VENV_READY) pyproject.toml constraints.txt
 $(DEV_READY): $(VENV_READY) pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt -e '.[cli,demo,web]' --group test --group lint
 	@touch $(DEMO_READY) $@
+
+# The demo's stamp is made anew where the pins or the groups have changed, and these packages with it.
+$(BENCH_READY): $(DEMO_READY)
+	$(PIP) install -q -c constraints.txt --group bench
+	@touch $@
 
 $(VENV)/client-%/.ready: $(VENV_READY) pyproject.toml constraints.txt
 	rm -rf $(@D)

@@ -1,0 +1,49 @@
+"""SAQ: a worker on Redis, which waits in a blocking move."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from _peer import CONCURRENCY, URL, Client, note, program
+from redis.asyncio import Redis
+from saq import Status
+from saq.queue.redis import RedisQueue
+
+queue = RedisQueue(Redis.from_url(URL))
+
+
+async def noop(_ctx: dict[str, Any], *, number: int, queued_ns: int) -> None:
+    """Do nothing."""
+    note(number, queued_ns, time.monotonic_ns())
+
+
+settings = {"queue": queue, "functions": [noop], "concurrency": CONCURRENCY}
+
+COMMAND = (program("saq"), "_peers_saq.settings")
+
+
+class _Client:
+    def __init__(self) -> None:
+        self._keys: list[str] = []
+
+    async def put(self, number: int, queued_ns: int) -> None:
+        self._keys.append((await queue.enqueue("noop", number=number, queued_ns=queued_ns)).key)
+
+    async def done(self) -> int:
+        return sum(job.status is Status.COMPLETE for job in await queue.jobs(self._keys))
+
+
+@asynccontextmanager
+async def opened(_runs: int) -> AsyncIterator[Client]:
+    """Yield a client."""
+    await queue.connect()
+    try:
+        await (
+            queue.sweep()
+        )  # the minute's, which at a worker's start aborts jobs that it is just starting (SAQ issue 277)
+        yield _Client()
+    finally:
+        await queue.disconnect()
