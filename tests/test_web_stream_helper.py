@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 
+import openai
 import pytest
 
 from tests.stream_fixtures import Server, served
@@ -14,8 +15,6 @@ from tests.worker_fixtures import turns, until
 from threadloom import Assistant, FunctionCall, MemoryStore, RunContext
 from threadloom.testing import ManualClock
 from threadloom.worker import RetryPolicy, RunWorker
-
-openai = pytest.importorskip("openai")
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Assistants API is deprecated:DeprecationWarning")
 
@@ -26,7 +25,7 @@ MESSAGE = [*OPENED, "message.created", "message.in_progress"]
 SAID = ["message.completed", "run.step.completed"]
 
 
-class Books(openai.AsyncAssistantEventHandler):  # type: ignore[misc, name-defined]
+class Books(openai.AsyncAssistantEventHandler):
     """Keeps the names of the events, and what the handler made of them."""
 
     def __init__(self) -> None:
