@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -177,19 +177,20 @@ async def whole_or_not_at_all(root: Path, on_busy: str) -> bool:
     return is_made
 
 
+def append_as_a_foreign_program(root: Path, content: Sequence[object] = ()) -> None:
+    message = {"id": "msg_f", "created_at": 1, "thread_id": "t", "role": "user", "content": list(content)}
+    with (root / "t" / "messages.jsonl").open("a") as log:
+        log.write(json.dumps(message) + "\n")
+
+
 async def test_what_a_foreign_program_appends_at_any_moment_hides_no_message_from_the_new_run(base):
     await set_the_scene(base / "prepared")
-    line = json.dumps({"id": "msg_f", "created_at": 1, "thread_id": "t", "role": "user", "content": []}) + "\n"
     at = 0
     while True:
         root = base / str(at)
         shutil.copytree(base / "prepared", root)
 
-        def append(root: Path = root) -> None:
-            with (root / "t" / "messages.jsonl").open("a") as log:
-                log.write(line)
-
-        meanwhile = Meanwhile(at, append)
+        meanwhile = Meanwhile(at, partial(append_as_a_foreign_program, root))
         with pytest.MonkeyPatch.context() as patch:
             intercept(patch, meanwhile)
             async with FileStore(root) as store:
@@ -208,16 +209,11 @@ async def test_what_a_foreign_program_appends_at_any_moment_hides_no_message_fro
 
 async def test_g8_after_a_power_cut_what_a_foreign_program_had_appended_meanwhile_is_there(base):
     await set_the_scene(base / "prepared")
-    line = json.dumps({"id": "msg_f", "created_at": 1, "thread_id": "t", "role": "user", "content": []}) + "\n"
     for at in range(3):
         root, image = base / f"store_{at}", base / f"image_{at}"
         shutil.copytree(base / "prepared", root)
 
-        def append(root: Path = root) -> None:
-            with (root / "t" / "messages.jsonl").open("a") as log:
-                log.write(line)
-
-        meanwhile = Meanwhile(at, append)
+        meanwhile = Meanwhile(at, partial(append_as_a_foreign_program, root))
         with pytest.MonkeyPatch.context() as patch:
             intercept(patch, meanwhile)
             async with FileStore(root) as store:
@@ -237,19 +233,14 @@ async def test_g8_after_a_power_cut_what_a_foreign_program_had_appended_meanwhil
 async def test_after_a_kill_a_run_that_is_there_sees_its_messages_whatever_a_foreign_program_appended(base, is_before):
     await set_the_scene(base / "prepared")
     content = [{"type": "text", "text": {"value": "a long one " * 100, "annotations": []}}]
-    line = json.dumps({"id": "msg_f", "created_at": 1, "thread_id": "t", "role": "user", "content": content}) + "\n"
     at, seen = 0, set()
     while True:
         root, image = base / f"store_{at}", base / f"image_{at}"
         shutil.copytree(base / "prepared", root)
 
-        def append(root: Path) -> None:
-            with (root / "t" / "messages.jsonl").open("a") as log:
-                log.write(line)
-
         def kill(number: int, at: int = at, root: Path = root, image: Path = image) -> None:
             if is_before and number == 2:
-                append(root)
+                append_as_a_foreign_program(root, content)
             if number == at:
                 shutil.copytree(root, image)
 
@@ -263,7 +254,7 @@ async def test_after_a_kill_a_run_that_is_there_sees_its_messages_whatever_a_for
         if not meanwhile.is_done:
             break
         if not is_before:
-            append(image)
+            append_as_a_foreign_program(image, content)
         async with FileStore(image) as store:
             is_made = "new" in {run.id for run in await store.list_runs("t")}
             assert (await texts(store)).count("rather this") == is_made, at
@@ -277,19 +268,14 @@ async def test_after_a_kill_a_run_that_is_there_sees_its_messages_whatever_a_for
 
 async def test_a_disk_that_is_full_as_an_act_is_taken_back_after_a_foreign_program_leaves_nothing_of_it(base):
     await set_the_scene(base)
-    line = json.dumps({"id": "msg_f", "created_at": 1, "thread_id": "t", "role": "user", "content": []}) + "\n"
     before = statuses(base)
-
-    def append() -> None:
-        with (base / "t" / "messages.jsonl").open("a") as log:
-            log.write(line)
 
     def fail(call: Call) -> Any:
         if call.is_change and call.name == "open" and str(call.args[0]).endswith("edits.jsonl"):
             raise OSError(28, "No space left on device", str(call.args[0]))
         return meanwhile(call)
 
-    meanwhile = Meanwhile(2, append)
+    meanwhile = Meanwhile(2, partial(append_as_a_foreign_program, base))
     async with FileStore(base) as store:
         with pytest.MonkeyPatch.context() as patch:
             intercept(patch, fail)
