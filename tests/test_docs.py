@@ -723,20 +723,20 @@ async def test_another_program_may_write_as_the_page_says(tmp_path):
 
 
 async def test_the_names_of_what_is_no_thread_are_those_on_the_page(tmp_path):
-    layout = Layout(tmp_path)
+    layout = Layout(str(tmp_path))
     async with FileStore(tmp_path) as store:
         thread = await store.create_thread(Thread.new())
         run = await store.create_run(thread.id, Run.new(thread.id, model="any"))
-        index = json.loads(layout.turn(thread.id).read_bytes())
-        assert layout.marker(thread.id).read_bytes() == b""
+        index = json.loads(Path(layout.turn(thread.id)).read_bytes())
+        assert Path(layout.marker(thread.id)).read_bytes() == b""
         async with asyncio.timeout(10):
-            while not layout.boot.exists():  # noqa: ASYNC110 - written in the background, and announced to nobody
+            while not Path(layout.boot).exists():  # noqa: ASYNC110 - written in the background, and announced to nobody
                 await asyncio.sleep(0)
     rows = [plain(row["name"]) for row in tables(FORMAT, ".threadloom/")[0]]
     said = {name.split("/")[0] for name in rows}
-    assert said == {path.name for path in vars(layout).values() if path.parent == layout.own}
-    assert {path.name for path in layout.own.iterdir()} <= said
-    boot = layout.boot.read_text().strip()
+    assert said == {Path(path).name for path in vars(layout).values() if str(Path(path).parent) == layout.own}
+    assert {path.name for path in Path(layout.own).iterdir()} <= said
+    boot = Path(layout.boot).read_text().strip()
     assert index == {"boot": boot, "sequence": run.sequence, "active": [[run.sequence, run.id]]}
     assert json.loads(blocks("json", FORMAT, ".threadloom/")[0]).keys() == index.keys()
 

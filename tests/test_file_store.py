@@ -456,7 +456,7 @@ class ForeignWrite:
         monkeypatch.setattr(store._parts.disk, "rewrite", self)
 
     def __call__(self, held, data, *stacks):
-        if held.path == self._path and self.writes == 0:
+        if held.path == str(self._path) and self.writes == 0:
             self.writes += 1
             foreign = self._path.with_name("foreign")
             foreign.write_text(json.dumps(self._change(json.loads(self._path.read_bytes()))))

@@ -6,8 +6,8 @@ changes nothing. Whoever calls this holds the lock of the thread, or knows that 
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 from threadloom import codec
 from threadloom.stores.files import _log as log
@@ -26,13 +26,15 @@ class Again:
         self._layout = layout
         self._disk = disk
 
-    def carry_out(self, act: Told, older: dict[Path, set[str]], *, is_torn: bool) -> None:
+    def carry_out(self, act: Told, older: dict[str, set[str]], *, is_torn: bool) -> None:
         """Make the writes of an act that are not made, or, where it came to nothing, take back what it appended.
 
         ``older`` are the contents of records that are known to be older than what this act puts in their place.
         ``is_torn`` says that after a power cut files may hold a part of what was written.
         """
-        makes_thread = any(isinstance(write, Make) and write.path.parent == self._layout.root for write in act.writes)
+        makes_thread = any(
+            isinstance(write, Make) and os.path.dirname(write.path) == self._layout.root for write in act.writes
+        )
         if not makes_thread and not self._disk.exists(self._layout.thread(act.thread_id)):
             return
         if act.is_retracted or not self._stands(act, is_torn=is_torn):
@@ -64,7 +66,7 @@ class Again:
 
     def _is_made(self, write: Write, *, is_torn: bool) -> bool:
         match write:
-            case Append(path) if path.name != "messages.jsonl":
+            case Append(path) if not path.endswith("/messages.jsonl"):
                 return self._is_there(write)
             case Put(path, data, old) if digest(data) != old:
                 found = self._disk.read(path) if self._disk.exists(path) else None
@@ -76,7 +78,7 @@ class Again:
     def _is_anothers(self, act: Told) -> bool:
         """Return whether a thread that an act was to make is another's: a key is put in place before its thread."""
         return isinstance(act.writes[0], Put) and any(
-            path.parent == self._layout.root and self._disk.exists(path) for path in act.made
+            os.path.dirname(path) == self._layout.root and self._disk.exists(path) for path in act.made
         )
 
     def _has_lost_its_place(self, act: Told) -> bool:
@@ -85,7 +87,7 @@ class Again:
         A foreign program appended first. Nobody was told of the act, unless it is a power cut that has taken it.
         """
         return any(not self._disk.exists(path) for path in act.made) and any(
-            isinstance(write, Append) and write.path.name == "messages.jsonl" and self._is_anothers_place(write)
+            isinstance(write, Append) and write.path.endswith("/messages.jsonl") and self._is_anothers_place(write)
             for write in act.writes
         )
 
@@ -96,7 +98,7 @@ class Again:
         except FileNotFoundError:
             return False
 
-    def _digest_at(self, path: Path) -> str | None:
+    def _digest_at(self, path: str) -> str | None:
         try:
             return digest(self._disk.read(path))
         except FileNotFoundError:
@@ -104,7 +106,7 @@ class Again:
 
     def _take_back(self, act: Told, *, is_torn: bool) -> None:
         for write in act.writes:
-            if isinstance(write, Append) and write.path.name == "messages.jsonl":
+            if isinstance(write, Append) and write.path.endswith("/messages.jsonl"):
                 place: int | None = write.offset
                 if act.is_retracted:
                     self._append(write)  # for its place is told of as retracted, and must not be another's
@@ -117,23 +119,25 @@ class Again:
                 if not self._disk.exists(edits) or lines not in self._disk.read(edits):
                     log.append_lines(self._disk, edits, lines, self._layout.damaged)
 
-    def _make(self, path: Path, files: dict[str, bytes]) -> None:
-        self._disk.make_directories(path.parent)
+    def _make(self, path: str, files: dict[str, bytes]) -> None:
+        self._disk.make_directories(os.path.dirname(path))
         with suppress(FileExistsError):
             self._disk.create_directory(path, files)
             return
         for name, data in files.items():
-            found = self._disk.read(path / name) if self._disk.exists(path / name) else b""
+            found = self._disk.read(f"{path}/{name}") if self._disk.exists(f"{path}/{name}") else b""
             if found != data and is_torn_form(found, data):
-                self._disk.replace(path / name, data)
-            elif path.joinpath(name).suffix == ".jsonl" and is_torn_form(found[: len(data)], data):
-                self._disk.write_at(path / name, 0, data)  # a log, that had grown since, and of which the rest was kept
+                self._disk.replace(f"{path}/{name}", data)
+            elif name.endswith(".jsonl") and is_torn_form(found[: len(data)], data):
+                self._disk.write_at(
+                    f"{path}/{name}", 0, data
+                )  # a log, that had grown since, and of which the rest was kept
 
-    def _put(self, put: Put, older: dict[Path, set[str]], *, is_torn: bool) -> None:
+    def _put(self, put: Put, older: dict[str, set[str]], *, is_torn: bool) -> None:
         try:
             held = Held(put.path)
         except FileNotFoundError:
-            self._disk.make_directories(put.path.parent)
+            self._disk.make_directories(os.path.dirname(put.path))
             self._disk.make_file(put.path, put.data)
         else:
             with held, ExitStack() as after, suppress(ForeignWriteError):
@@ -145,13 +149,13 @@ class Again:
             known.add(put.old)
 
     @staticmethod
-    def _is_older(found: bytes, put: Put, older: dict[Path, set[str]], *, is_torn: bool) -> bool:
+    def _is_older(found: bytes, put: Put, older: dict[str, set[str]], *, is_torn: bool) -> bool:
         seen = digest(found)
         return seen == put.old or seen in older.get(put.path, ()) or (is_torn and is_torn_form(found, put.data))
 
     def _append(self, append: Append) -> None:
         path, offset, data = append.path, append.offset, append.data
-        self._disk.make_directories(path.parent)
+        self._disk.make_directories(os.path.dirname(path))
         with LogFile(path, writable=True) as file:
             gap = offset - file.size
             found = file.read_at(offset, len(data))
@@ -187,7 +191,7 @@ class Again:
 
 def decisive(act: Told) -> list[Put | Unchanged]:
     """Return what an act does with the records by which it stands or falls."""
-    return [write for write in act.writes if isinstance(write, Put | Unchanged) and write.path.parent.name != "steps"]
+    return [write for write in act.writes if isinstance(write, Put | Unchanged) and "/steps/" not in write.path]
 
 
 def retractions(offset: int, lines: bytes) -> bytes:

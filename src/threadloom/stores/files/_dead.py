@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 import attrs
@@ -51,12 +50,12 @@ class Told:
                 attrs.evolve(write, offset=place) if _appends_messages(write) else write for write in self.writes
             )
 
-    def concerns(self, place: str, root: Path) -> bool:
+    def concerns(self, place: str, root: str) -> bool:
         """Return whether it writes in a thread or another place with a lock: where it was begun, or makes it."""
-        return place == self.thread_id or root / place in self.made
+        return place == self.thread_id or f"{root}/{place}" in self.made
 
     @property
-    def made(self) -> list[Path]:
+    def made(self) -> list[str]:
         """The directories that it makes."""
         return [write.path for write in self.writes if isinstance(write, Make)]
 
@@ -65,7 +64,7 @@ class Told:
 class DeadJournal:
     """What the journal of a process that is gone says."""
 
-    path: Path
+    path: str
     size: int = 0
     boot: str = ""
     has_header: bool = False
@@ -85,7 +84,7 @@ class DeadJournal:
         """Return the acts that may be half done after the death of the process."""
         return [act for act in self.acts.values() if not act.is_done and act.number not in self.redone]
 
-    def take_in(self, entry: dict[str, Any], root: Path) -> None:
+    def take_in(self, entry: dict[str, Any], root: str) -> None:
         """Take in the next line; ``ValueError`` where it says nothing that is known."""
         match entry:
             case {"journal": 1, "boot": str(boot), "durability": durability}:
@@ -158,7 +157,11 @@ class Journals:
 
     def again(self, journal: DeadJournal) -> DeadJournal | None:
         """Return what a journal says by now, or none where another process has carried all of it out."""
-        return self._dead_journal(journal.path.name) if journal.path.name in self._peers else None
+        return (
+            self._dead_journal(os.path.basename(journal.path))
+            if os.path.basename(journal.path) in self._peers
+            else None
+        )
 
     def living(self) -> set[str]:
         """Return the names of the stores that are open, in this process and others."""
@@ -180,7 +183,7 @@ class Journals:
 
     def read(self, name: str) -> DeadJournal:
         """Return what a journal says."""
-        path = self._layout.journals / name
+        path = f"{self._layout.journals}/{name}"
         data = self._disk.read(path)
         journal = DeadJournal(path, len(data))
         bad: list[bytes] = []
@@ -209,7 +212,7 @@ class Journals:
         for name in self._peers.keys() - names:
             self._drop(name)
         for name in names - self._peers.keys():
-            path = self._layout.journals / name
+            path = f"{self._layout.journals}/{name}"
             with suppress(FileNotFoundError):
                 self._peers[name] = _peer(path)
 
@@ -218,7 +221,7 @@ class Journals:
         self._peers.pop(name).close()
 
     def _dead_journal(self, name: str) -> DeadJournal | None:
-        path = self._layout.journals / name
+        path = f"{self._layout.journals}/{name}"
         known = self._dead.get(name)
         try:
             if known is None or known.size != self._disk.size(path):  # others say there what they have done
@@ -230,7 +233,7 @@ class Journals:
 
     def _is_old(self, name: str) -> bool:
         try:
-            peer = _peer(self._layout.journals / name)
+            peer = _peer(f"{self._layout.journals}/{name}")
         except FileNotFoundError:
             return False
         try:
@@ -241,10 +244,10 @@ class Journals:
 
 
 def _appends_messages(write: Write) -> TypeGuard[Append]:
-    return isinstance(write, Append) and write.path.name == "messages.jsonl"
+    return isinstance(write, Append) and write.path.endswith("/messages.jsonl")
 
 
-def _peer(path: Path) -> _Peer:
+def _peer(path: str) -> _Peer:
     key = our_key(path)
     if key is not None:
         return _Peer(None, key)
@@ -256,4 +259,4 @@ def _peer(path: Path) -> _Peer:
     except BaseException:
         os.close(fd)
         raise
-    return _Peer(fd, None, "" if path.name.endswith(LEFT) else str(process))
+    return _Peer(fd, None, "" if path.endswith(LEFT) else str(process))

@@ -11,7 +11,6 @@ import itertools
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -37,7 +36,7 @@ def digest(data: bytes) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: str) -> Iterator[None]:
     """Let an error tell of ``path`` where the system did not: it knows descriptors only by their numbers."""
     try:
         yield
@@ -49,7 +48,7 @@ def naming(path: Path) -> Iterator[None]:
 class Held:
     """A record as it was read, and a descriptor that pins its inode: no other file can come by the same number."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -59,7 +58,7 @@ class Held:
             os.close(self._fd)
             raise
 
-    def is_what_lies_at(self, path: Path) -> bool:
+    def is_what_lies_at(self, path: str) -> bool:
         """Return whether the file at ``path`` is still this one, and nobody has written into it since."""
         return _identity_at(path) == self.identity
 
@@ -80,7 +79,7 @@ class Held:
 class LogFile:
     """A file of lines, only ever appended to."""
 
-    def __init__(self, path: Path, *, writable: bool = False) -> None:
+    def __init__(self, path: str, *, writable: bool = False) -> None:
         self.path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND if writable else os.O_RDONLY
         self._fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
@@ -135,21 +134,21 @@ class Disk:
     What is being written has a name in ``temporary`` that begins with ``name``, the store's own, until it is whole.
     """
 
-    def __init__(self, temporary: Path, name: str) -> None:
+    def __init__(self, temporary: str, name: str) -> None:
         self._temporary = temporary
         self._prefix = name
         self._names = itertools.count()
 
     # Reading
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             return _read_all(fd)
         finally:
             os.close(fd)
 
-    def exists(self, path: Path) -> bool:
+    def exists(self, path: str) -> bool:
         """Return whether there is anything at ``path``. Only a missing name counts as no: other errors are raised."""
         try:
             os.lstat(path)
@@ -157,25 +156,25 @@ class Disk:
             return False
         return True
 
-    def names(self, directory: Path) -> list[str]:
+    def names(self, directory: str) -> list[str]:
         """Return the names in a directory, none where there is no directory."""
         try:
             return os.listdir(directory)
         except FileNotFoundError:
             return []
 
-    def subdirectories(self, directory: Path) -> list[str]:
+    def subdirectories(self, directory: str) -> list[str]:
         """Return the names of the directories in a directory, none where there is no directory."""
         return list(self.each_subdirectory(directory))
 
-    def each_subdirectory(self, directory: Path) -> Generator[str]:
+    def each_subdirectory(self, directory: str) -> Generator[str]:
         """Yield the names of the directories in a directory, which is kept open until all are, or it is closed."""
         with suppress(FileNotFoundError), os.scandir(directory) as entries:
             for entry in entries:
                 if entry.is_dir():
                     yield entry.name
 
-    def changed_ns(self, path: Path | str) -> int | None:
+    def changed_ns(self, path: str) -> int | None:
         """Return when it was last written, or renamed into its place, in nanoseconds; none where there is nothing.
 
         It is the system's own note, by the wall clock, and no program can set it.
@@ -185,7 +184,7 @@ class Disk:
         except FileNotFoundError:
             return None
 
-    def size(self, path: Path) -> int:
+    def size(self, path: str) -> int:
         """Return a file's size in bytes, 0 where there is no file."""
         try:
             return os.stat(path).st_size
@@ -194,7 +193,7 @@ class Disk:
 
     # Changing
 
-    def create(self, path: Path, data: bytes) -> None:
+    def create(self, path: str, data: bytes) -> None:
         """Make a new file, whole; ``FileExistsError`` where there is one."""
         temporary = self.temporary_path()
         try:
@@ -205,7 +204,7 @@ class Disk:
             raise
 
     def create_directory(
-        self, path: Path, files: dict[str, bytes], *, before: Callable[[Path], object] = lambda _: None
+        self, path: str, files: dict[str, bytes], *, before: Callable[[str], object] = lambda _: None
     ) -> None:
         """Make a new directory with ``files`` in it, all at once; ``FileExistsError`` where there is something.
 
@@ -215,7 +214,7 @@ class Disk:
         os.mkdir(temporary)
         try:
             for name, data in files.items():
-                os.close(_write_new(temporary / name, data))
+                os.close(_write_new(f"{temporary}/{name}", data))
             before(temporary)
             rename_to_new(temporary, path)
         except BaseException:
@@ -223,14 +222,15 @@ class Disk:
                 self.remove_tree(temporary)
             raise
 
-    def make_directories(self, path: Path) -> list[Path]:
+    def make_directories(self, path: str) -> list[str]:
         """Make a directory and its missing parents, unless it is there; return the parents of those that were made."""
         if os.path.isdir(path):
             return []
-        changed = self.make_directories(path.parent)
+        parent = os.path.dirname(path)
+        changed = self.make_directories(parent)
         with suppress(FileExistsError):  # made by another process in this moment
             os.mkdir(path)
-        return [*changed, path.parent]
+        return [*changed, parent]
 
     def rewrite(self, held: Held, data: bytes, undo: ExitStack, after: ExitStack) -> None:
         """Replace the record that was read as ``held``, or raise ``ForeignWriteError`` and leave the other's standing.
@@ -249,7 +249,7 @@ class Disk:
             put_back = self._exchange(temporary, placed, held)
         undo.callback(put_back)
 
-    def _exchange(self, temporary: Path, ours: _Identity, held: Held) -> Callable[[], None]:
+    def _exchange(self, temporary: str, ours: _Identity, held: Held) -> Callable[[], None]:
         held.check_untouched()
         if not exchange(temporary, held.path):
             # No exchange on this file system: a look before, and a plain rename. docs/guarantees.md says so.
@@ -267,7 +267,7 @@ class Disk:
                     raise ForeignWriteError
                 placed = foreign.identity
 
-    def _exchange_back(self, temporary: Path, path: Path, ours: _Identity) -> None:
+    def _exchange_back(self, temporary: str, path: str, ours: _Identity) -> None:
         if _identity_at(path) == ours:
             exchange(temporary, path)
 
@@ -278,7 +278,7 @@ class Disk:
         os.close(_write_new(temporary, held.data))
         os.rename(temporary, held.path)
 
-    def replace(self, path: Path, data: bytes) -> None:
+    def replace(self, path: str, data: bytes) -> None:
         """Put a whole file at ``path``, whatever lies there. For who knows that nobody else writes it."""
         temporary = self.temporary_path()
         try:
@@ -288,7 +288,7 @@ class Disk:
             self.discard(temporary)
             raise
 
-    def overwrite(self, path: Path, data: bytes) -> None:
+    def overwrite(self, path: str, data: bytes) -> None:
         """Write a file in place. For what can be rebuilt: a crash may leave it torn, and it is never synced."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -298,7 +298,7 @@ class Disk:
         finally:
             os.close(fd)
 
-    def write_at(self, path: Path, offset: int, data: bytes) -> None:
+    def write_at(self, path: str, offset: int, data: bytes) -> None:
         """Write into a log at a place that is known, for who carries out what a crash has cut off."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -310,34 +310,34 @@ class Disk:
         finally:
             os.close(fd)
 
-    def make_file(self, path: Path, data: bytes) -> None:
+    def make_file(self, path: str, data: bytes) -> None:
         """Make a file unless it is there, whoever else makes it at the same time."""
         with suppress(FileExistsError):
             self.create(path, data)
 
-    def make_empty(self, path: Path) -> None:
+    def make_empty(self, path: str) -> None:
         """Make an empty file unless there is one; nobody who watches for writes hears of it."""
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
 
-    def touch(self, path: Path) -> None:
+    def touch(self, path: str) -> None:
         """Make an empty file or open the one there is: either way who watches the directory hears of it."""
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
 
-    def move(self, source: Path, target: Path) -> None:
+    def move(self, source: str, target: str) -> None:
         """Give a file or directory a name that is not taken."""
         rename_to_new(source, target)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: str) -> None:
         """Remove a file, unless it is gone."""
         with suppress(FileNotFoundError):
             os.unlink(path)
 
-    def discard(self, path: Path) -> None:
+    def discard(self, path: str) -> None:
         """Remove what was written of a file that is not wanted; where that fails it stays until its store is dead."""
         with suppress(OSError):
             os.unlink(path)
 
-    def remove_tree(self, path: Path) -> None:
+    def remove_tree(self, path: str) -> None:
         """Remove a file, or a directory and all that is in it, also while others do the same."""
         try:
             with os.scandir(path) as found:
@@ -349,19 +349,19 @@ class Disk:
             return
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                self.remove_tree(Path(entry.path))
+                self.remove_tree(entry.path)
             else:
-                self.remove(Path(entry.path))
+                self.remove(entry.path)
         with suppress(FileNotFoundError):
             os.rmdir(path)
 
-    def cut(self, path: Path, size: int, data: bytes) -> None:
+    def cut(self, path: str, size: int, data: bytes) -> None:
         """Take back ``data`` that was appended at ``size``, unless more was appended since."""
         with LogFile(path, writable=True) as log:
             if log.size == size + len(data):
                 log.truncate(size)
 
-    def sync(self, path: Path) -> None:
+    def sync(self, path: str) -> None:
         """Make durable what a file holds, or which names a directory has."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -379,9 +379,9 @@ class Disk:
         finally:
             os.close(fd)
 
-    def temporary_path(self) -> Path:
+    def temporary_path(self) -> str:
         """Return a name for what is being written."""
-        return self._temporary / f"{self._prefix}-{next(self._names)}"
+        return f"{self._temporary}/{self._prefix}-{next(self._names)}"
 
 
 _Identity = tuple[int, int, int, int]
@@ -395,7 +395,7 @@ class _Descriptor:
         os.close(self.fd)
 
 
-def _identity_at(path: Path) -> _Identity | None:
+def _identity_at(path: str) -> _Identity | None:
     try:
         return _identity(os.stat(path))
     except FileNotFoundError:
@@ -414,7 +414,7 @@ def _read_all(fd: int) -> bytes:
     return b"".join(parts)
 
 
-def _write_new(path: Path, data: bytes) -> int:
+def _write_new(path: str, data: bytes) -> int:
     """Make a file that holds ``data``, and return its descriptor."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:

@@ -18,7 +18,6 @@ import time
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -62,7 +61,7 @@ class Act:
 class JournalFile:
     """One file of lines, as its store sees it."""
 
-    path: Path
+    path: str
     fd: int
     header_bytes: int
     last_number: int = 0
@@ -99,7 +98,7 @@ class JournalFile:
 class Journal:
     """The journal that a store writes, and those before it whose files are not durable yet (``retiring``)."""
 
-    def __init__(self, directory: Path, root: Path, disk: Disk, name: str, *, boot: str, power: bool) -> None:
+    def __init__(self, directory: str, root: str, disk: Disk, name: str, *, boot: str, power: bool) -> None:
         self._directory = directory
         self._root = root
         self._disk = disk
@@ -129,7 +128,7 @@ class Journal:
         if self._file is not None:
             return self._file
         for attempts_left in reversed(range(_MOST_ATTEMPTS)):
-            path = self._directory / f"{self._name}-{self._count}"
+            path = f"{self._directory}/{self._name}-{self._count}"
             self._count += 1
             try:
                 self._file = self._made(path)
@@ -142,7 +141,7 @@ class Journal:
         assert self._file is not None  # noqa: S101 - it was made, or the error raised
         return self._file
 
-    def _made(self, path: Path) -> JournalFile:
+    def _made(self, path: str) -> JournalFile:
         durability = "power" if self._power else "process"
         header = _dumped({"journal": 1, "boot": self._boot, "durability": durability, "process": this_process()})
         temporary = self._disk.temporary_path()
@@ -251,7 +250,7 @@ class Journal:
         retiring = [file for file in self.retiring if not file.open_acts]
         if not retiring:
             return
-        leaving = {file.path.name: self._boot for file in retiring}
+        leaving = {os.path.basename(file.path): self._boot for file in retiring}
         make_durable(self._disk, self._directory, self._boot, leaving=leaving)
         for file in retiring:
             self._remove(file)
@@ -280,7 +279,7 @@ class Journal:
         self.retiring.clear()
 
 
-def make_durable(disk: Disk, directory: Path, boot: str, *, leaving: Mapping[str, str] | None = None) -> None:
+def make_durable(disk: Disk, directory: str, boot: str, *, leaving: Mapping[str, str] | None = None) -> None:
     """Make durable what is in the files, and say so in the journals, but for those that are going to be removed.
 
     What an act has put there may look as it did before an earlier act, of another journal: that one must not be made
@@ -293,15 +292,15 @@ def make_durable(disk: Disk, directory: Path, boot: str, *, leaving: Mapping[str
     names = disk.names(directory)
     for name in names:
         with suppress(FileNotFoundError):
-            add_entries(directory / name, [{"syncing": mark, "boot": leaving.get(name, boot)}], sync=False)
+            add_entries(f"{directory}/{name}", [{"syncing": mark, "boot": leaving.get(name, boot)}], sync=False)
     disk.sync_all()
     for name in names:
         if name not in leaving:
             with suppress(FileNotFoundError):
-                add_entries(directory / name, [{"synced": mark}], sync=True)
+                add_entries(f"{directory}/{name}", [{"synced": mark}], sync=True)
 
 
-def add_entries(path: Path, entries: list[Entry], *, sync: bool) -> None:
+def add_entries(path: str, entries: list[Entry], *, sync: bool) -> None:
     """Add lines to a journal, whosever it is."""
     data = b"\n" + b"".join(_dumped(entry) for entry in entries)  # the last line there may be torn
     with opened(path, os.O_WRONLY | os.O_APPEND) as fd, naming(path):

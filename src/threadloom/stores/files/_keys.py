@@ -8,9 +8,9 @@ one: that of the directory in which the key's file lies, among some of the other
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, TypeVar
 
 from attrs import frozen
@@ -37,7 +37,7 @@ class KeptKey:
     created: codec.Record
 
     @classmethod
-    def read(cls, data: bytes, path: Path) -> KeptKey:
+    def read(cls, data: bytes, path: str) -> KeptKey:
         """Return what a file says, or raise ``SerializationError``."""
         match codec.load(data, path):
             case {"key": str(key), "fingerprint": str(fingerprint), "created": dict(created)}:
@@ -53,27 +53,27 @@ class Keys:
         self._disk = disk
         self._redo = redo
 
-    def of_assistant(self, key: IdempotencyKey) -> Path:
+    def of_assistant(self, key: IdempotencyKey) -> str:
         return self._layout.assistant_key(key_digest(key.value))
 
-    def of_thread(self, key: IdempotencyKey) -> Path:
+    def of_thread(self, key: IdempotencyKey) -> str:
         return self._layout.thread_key(key_digest(key.value))
 
-    def within(self, thread_id: str, kind: Literal["message", "run"], key: IdempotencyKey | None) -> Path | None:
+    def within(self, thread_id: str, kind: Literal["message", "run"], key: IdempotencyKey | None) -> str | None:
         return None if key is None else self._layout.key(thread_id, kind, key_digest(key.value))
 
     def place_of_thread(self, key: IdempotencyKey) -> str:
         """Return the place whose lock a thread's creation under ``key`` needs."""
-        return self._layout.place(self.of_thread(key).parent)
+        return self._layout.place(os.path.dirname(self.of_thread(key)))
 
     @contextmanager
     def locked_for_thread(self, key: IdempotencyKey) -> Iterator[None]:
         """Hold the lock for the creation of a thread, with nothing half done that was to be created with its key."""
-        self._disk.make_directories(self.of_thread(key).parent)
+        self._disk.make_directories(os.path.dirname(self.of_thread(key)))
         with self._redo.holding(self.place_of_thread(key)):
             yield
 
-    def made_before(self, path: Path | None, key: IdempotencyKey | None, model: type[T]) -> T | None:
+    def made_before(self, path: str | None, key: IdempotencyKey | None, model: type[T]) -> T | None:
         """Return what was created under ``key``, as it was then, or none."""
         if path is None or key is None:
             return None
@@ -87,7 +87,7 @@ class Keys:
         check_same_request(key, kept.fingerprint)
         return created
 
-    def putting(self, path: Path | None, key: IdempotencyKey | None, created: object) -> tuple[Put, ...]:
+    def putting(self, path: str | None, key: IdempotencyKey | None, created: object) -> tuple[Put, ...]:
         """Return what keeps that ``created`` was created under ``key``, nothing where there is none."""
         if path is None or key is None:
             return ()

@@ -11,7 +11,6 @@ import os
 import secrets
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from attrs import define
@@ -32,7 +31,7 @@ _LOOK: Final = os.O_RDONLY if sys.platform == "linux" else os.O_RDWR
 class Life:
     """The file of one store of this process."""
 
-    def __init__(self, temporary: Path, path: Path) -> None:
+    def __init__(self, temporary: str, path: str) -> None:
         self._path = path
         self._beats = 0
         self._fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -74,7 +73,7 @@ class Peer:
 class Peers:
     """The lives on one directory, as one process sees them: ``look`` is called again and again."""
 
-    def __init__(self, directory: Path, lease_seconds: float) -> None:
+    def __init__(self, directory: str, lease_seconds: float) -> None:
         self._directory = directory
         self._lease_seconds = lease_seconds
         self._seen: dict[str, Peer] = {}
@@ -89,7 +88,7 @@ class Peers:
         self._last_look = now
         seen: dict[str, Peer] = {}
         for life in self.names():
-            peer = self._look_at(self._directory / life)
+            peer = self._look_at(f"{self._directory}/{life}")
             if peer is None:
                 continue
             old = self._seen.get(life)
@@ -103,7 +102,7 @@ class Peers:
 
         It may have begun since the last look, so the file itself is asked.
         """
-        now = self._look_at(self._directory / life) if is_id(life) else None
+        now = self._look_at(f"{self._directory}/{life}") if is_id(life) else None
         if now is None:
             return True
         seen = self._seen.get(life)
@@ -124,12 +123,12 @@ class Peers:
 
     def bury(self, life: str) -> None:
         """Remove the file of a life whose runs were taken back, if it is dead; a hung one may wake."""
-        path = self._directory / life
+        path = f"{self._directory}/{life}"
         if self._look_at(path) is None:
             with suppress(FileNotFoundError):
                 os.unlink(path)
 
-    def _look_at(self, path: Path) -> Peer | None:
+    def _look_at(self, path: str) -> Peer | None:
         try:
             if our_key(path) is not None:
                 # Whether it is hung is for others to say: who looks is not.

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import sys
-from pathlib import Path
 from typing import Final
 
 __all__ = ["exchange", "rename_to_new", "sync_file_system"]
@@ -30,7 +29,7 @@ def sync_file_system(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _rename_with(flag: int, source: Path, target: Path) -> bool:
+def _rename_with(flag: int, source: str, target: str) -> bool:
     """Rename with a flag of Linux's own; return whether there is such a call here."""
     if _renameat2 is None:
         return False
@@ -42,12 +41,12 @@ def _rename_with(flag: int, source: Path, target: Path) -> bool:
     raise OSError(number, os.strerror(number), str(target))
 
 
-def exchange(one: Path, other: Path) -> bool:
+def exchange(one: str, other: str) -> bool:
     """Let two files change places, or return that it cannot be done here."""
     return _rename_with(_RENAME_EXCHANGE, one, other)
 
 
-def rename_to_new(source: Path, target: Path) -> None:
+def rename_to_new(source: str, target: str) -> None:
     """Give a file or directory a name; ``FileExistsError`` where it is taken."""
     if _rename_with(_RENAME_NOREPLACE, source, target):
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from threadloom.errors import StoreError
 
@@ -28,7 +27,7 @@ def check_locks_exist() -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: str) -> Iterator[None]:
     """Hold the lock on ``directory``; ``LockedElsewhereError`` if it is not free, ``FileNotFoundError`` if it is gone.
 
     It never waits: whoever waits in the store's only writing thread holds up all the others.
@@ -42,7 +41,7 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _open_locked(directory: Path) -> int:
+def _open_locked(directory: str) -> int:
     while True:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -35,7 +34,7 @@ Line = tuple[int, bytes]
 """Where a line begins in its file, and the line without its newline."""
 
 
-def append_lines(disk: Disk, path: Path, data: bytes, damaged: Path) -> int:
+def append_lines(disk: Disk, path: str, data: bytes, damaged: str) -> int:
     """Append whole lines to the log at ``path``, and return where they begin.
 
     What is found unterminated at its end is judged first, as by ``mended_end``.
@@ -46,7 +45,7 @@ def append_lines(disk: Disk, path: Path, data: bytes, damaged: Path) -> int:
     return start
 
 
-def mended_end(disk: Disk, path: Path, damaged: Path) -> int:
+def mended_end(disk: Disk, path: str, damaged: str) -> int:
     """Return where the next line of a log is going to begin, once what is unterminated at its end has been judged.
 
     Whole JSON is given its newline; a torn line is moved to a file of its own in ``damaged``.
@@ -61,7 +60,7 @@ def mended_end(disk: Disk, path: Path, damaged: Path) -> int:
         return _mend(disk, log, damaged)
 
 
-def _mend(disk: Disk, log: LogFile, damaged: Path) -> int:
+def _mend(disk: Disk, log: LogFile, damaged: str) -> int:
     if _is_whole(log):
         return log.size
     size = log.size
@@ -70,7 +69,7 @@ def _mend(disk: Disk, log: LogFile, damaged: Path) -> int:
     if _is_json_object(tail):
         log.append(b"\n")
         return size + 1
-    disk.create(damaged / f"{log.path.parent.name}-{log.path.name}-{begin}-{secrets.token_hex(4)}", tail)
+    disk.create(f"{damaged}/{'-'.join(log.path.split('/')[-2:])}-{begin}-{secrets.token_hex(4)}", tail)
     log.truncate(begin)
     return begin
 
@@ -113,7 +112,7 @@ def lines_backward(log: LogFile, start: int, stop: int) -> Iterator[Line]:
         yield start, b"".join(reversed(begun))
 
 
-def parsed(path: Path, line: Line) -> dict[str, Any] | SerializationError | None:
+def parsed(path: str, line: Line) -> dict[str, Any] | SerializationError | None:
     """Return the object on a line, the error that names it where it is none, or None where it is blank."""
     offset, data = line
     try:

@@ -69,14 +69,14 @@ def is_our_key(key: Key) -> bool:
     return _OURS.get(key, (0, 0))[0] == os.getpid()
 
 
-def our_key(path: Path) -> Key | None:
+def our_key(path: str) -> Key | None:
     """Return what a file is known by if this process has its lock, else none; ``FileNotFoundError`` where none is."""
     key = _key(os.stat(path))
     return key if is_our_key(key) else None
 
 
 @contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
+def opened(path: str, flags: int) -> Iterator[int]:
     """Yield a descriptor of a file, opened with ``flags``; where the file is ours, the one that holds its lock."""
     with _LENDING:
         process_id, fd = _OURS.get(_key(os.stat(path)), (0, 0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 from threadloom import codec
@@ -25,7 +24,7 @@ def dumped(value: object) -> bytes:
     return codec.dump(codec.to_record(value))
 
 
-def read_record(disk: Disk, path: Path, model: type[T]) -> T:
+def read_record(disk: Disk, path: str, model: type[T]) -> T:
     """Return the record at ``path``; ``FileNotFoundError`` where there is none, ``SerializationError`` for damage."""
     return codec.decode(disk.read(path), model, path)
 
@@ -38,7 +37,7 @@ def rewritten(held: Held, old: object, new: object) -> bytes:
     return codec.dump_exactly(codec.patched(raw, codec.to_record(old), codec.to_record(new)))
 
 
-def starting_over_after_foreign_writes(path: Path, act: Callable[[], Work[R]]) -> Work[R]:
+def starting_over_after_foreign_writes(path: str, act: Callable[[], Work[R]]) -> Work[R]:
     """Return what ``act`` returns, made anew for as long as a program that does not lock writes in between."""
     for _ in range(_MOST_ATTEMPTS):
         try:

@@ -137,7 +137,7 @@ class Recovery:
     def join(self) -> None:
         """Let this process count as alive on the store, before it takes its first run."""
         if self._life is None:
-            self._life = Life(self._disk.temporary_path(), self._layout.lives / self._claims.life)
+            self._life = Life(self._disk.temporary_path(), f"{self._layout.lives}/{self._claims.life}")
 
     def end(self) -> None:
         """Let it count as dead: what its workers did not give back is taken by others."""

@@ -15,7 +15,6 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from pathlib import Path
 
 import attrs
 
@@ -82,7 +81,7 @@ class Redo:
                 # Whoever locks the thread in question tries again, and is told.
                 _logger.warning("write not finished for a process that is gone", exc_info=error)
 
-    def dead(self) -> list[Path]:
+    def dead(self) -> list[str]:
         """Return the journals of the dead, those with which ``everywhere`` could not come to an end."""
         with self._mutex:
             return [journal.path for journal in self._journals.dead()]
@@ -129,7 +128,9 @@ class Redo:
         if not left:
             return
         with ExitStack() as locks:
-            others = {act.thread_id for act in left} | {path.name for act in left for path in self._threads_of(act)}
+            others = {act.thread_id for act in left} | {
+                os.path.basename(path) for act in left for path in self._threads_of(act)
+            }
             for other in sorted(others - {place}):
                 with suppress(FileNotFoundError):
                     locks.enter_context(locked(self._layout.thread(other)))
@@ -141,8 +142,8 @@ class Redo:
         acts = [] if journal is None else journal.left()
         return [act for act in acts if act.concerns(place, self._layout.root)]
 
-    def _threads_of(self, act: Told) -> list[Path]:
-        return [path for path in act.made if path.parent == self._layout.root]
+    def _threads_of(self, act: Told) -> list[str]:
+        return [path for path in act.made if os.path.dirname(path) == self._layout.root]
 
     def _carry_out(self, journal: DeadJournal, left: list[Told]) -> None:
         for act in left:
@@ -167,7 +168,7 @@ class Redo:
             synced = {mark for journal in journals for mark in journal.synced}
             acts = [act for journal in journals for act in journal.not_durable(synced)]
             foreign = self._foreign(acts)
-            older: dict[Path, set[str]] = {}
+            older: dict[str, set[str]] = {}
             for act in sorted(acts, key=lambda act: act.at):
                 is_made = act.is_done or not any(record.path in foreign for record in decisive(act))
                 self._again.carry_out(attrs.evolve(act, is_done=is_made), older, is_torn=True)
@@ -177,20 +178,20 @@ class Redo:
                     add_entries(journal.path, [{"redone": number} for number in journal.acts], sync=False)
             self._remove(journals)
 
-    def _foreign(self, acts: list[Told]) -> set[Path]:
+    def _foreign(self, acts: list[Told]) -> set[str]:
         """Return the records in which neither lies what an act has put there, old or new, nor a torn form of it."""
-        put: dict[Path, list[tuple[str | None, bytes]]] = {}
-        made: dict[Path, list[tuple[str | None, bytes]]] = {}
+        put: dict[str, list[tuple[str | None, bytes]]] = {}
+        made: dict[str, list[tuple[str | None, bytes]]] = {}
         for write in (write for act in acts for write in act.writes):
             match write:
                 case Put(path, data, old):
                     put.setdefault(path, []).append((old, data))
                 case Make(directory, files):
                     for name, data in files.items():
-                        made.setdefault(directory / name, []).append((None, data))
+                        made.setdefault(f"{directory}/{name}", []).append((None, data))
         return {path for path, known in put.items() if not self._is_known(path, known + made.get(path, []))}
 
-    def _is_known(self, path: Path, contents: list[tuple[str | None, bytes]]) -> bool:
+    def _is_known(self, path: str, contents: list[tuple[str | None, bytes]]) -> bool:
         try:
             found = self._disk.read(path)
         except FileNotFoundError:
@@ -202,15 +203,15 @@ class Redo:
         """Remove what was being written by those who left no journal, and the rest of threads that were deleted."""
         written = self._disk.names(self._layout.temporary)
         stores = self._journals.stores()  # looked for later: a journal is written there too
-        left = [self._layout.temporary / name for name in written if name.partition("-")[0] not in stores]
-        trash = [self._layout.trash / name for name in self._disk.names(self._layout.trash)]
+        left = [f"{self._layout.temporary}/{name}" for name in written if name.partition("-")[0] not in stores]
+        trash = [f"{self._layout.trash}/{name}" for name in self._disk.names(self._layout.trash)]
         with suppress(OSError):  # whoever is the next to open the store tries again
             for path in (*left, *trash):
                 if not self._is_held(path):
                     self._disk.remove_tree(path)
 
     @staticmethod
-    def _is_held(path: Path) -> bool:
+    def _is_held(path: str) -> bool:
         """Return whether somebody who lives is making a file that is locked from its beginning."""
         try:
             if our_key(path) is not None:
@@ -223,21 +224,21 @@ class Redo:
     def _remove(self, journals: Iterable[DeadJournal]) -> None:
         """Remove journals that tell of nothing any more, and what their stores were in the middle of writing."""
         if any(journal.is_durable for journal in journals):
-            leaving = {journal.path.name: journal.boot for journal in journals}
+            leaving = {os.path.basename(journal.path): journal.boot for journal in journals}
             make_durable(self._disk, self._layout.journals, self._boot, leaving=leaving)
         for journal in journals:
-            store = journal.path.name.partition("-")[0]
+            store = os.path.basename(journal.path).partition("-")[0]
             for name in self._disk.names(self._layout.temporary):
                 if name.startswith(f"{store}-"):
-                    self._disk.remove_tree(self._layout.temporary / name)
+                    self._disk.remove_tree(f"{self._layout.temporary}/{name}")
             if journal.is_damaged:
-                aside = self._layout.damaged / f"journals-{journal.path.name}-{secrets.token_hex(4)}"
+                aside = f"{self._layout.damaged}/journals-{os.path.basename(journal.path)}-{secrets.token_hex(4)}"
                 _logger.warning("journal set aside", extra={"path": str(journal.path)})
                 with suppress(FileNotFoundError):
                     self._disk.move(journal.path, aside)
             self._disk.remove(journal.path)
-            self._journals.removed(journal.path.name)
+            self._journals.removed(os.path.basename(journal.path))
         for name in self._disk.names(self._layout.trash):
-            self._disk.remove_tree(self._layout.trash / name)
+            self._disk.remove_tree(f"{self._layout.trash}/{name}")
         if any(journal.is_durable for journal in journals):
             self._disk.sync(self._layout.journals)

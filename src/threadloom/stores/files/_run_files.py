@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -122,7 +121,7 @@ class RunFiles:
         except (NotFoundError, StoreError) as error:
             return error
         status = self._layout.status(thread_id, run_id)
-        if self._disk.exists(status.parent) and not self._disk.exists(status):
+        if self._disk.exists(self._layout.run(thread_id, run_id)) and not self._disk.exists(status):
             return SerializationError(status, "the run's directory is there without it")
         # Where both are there by now, the run was made between the two looks; when it was asked for, it was not.
         return RunNotFoundError(thread_id, run_id)
@@ -235,7 +234,7 @@ class RunFiles:
         return events, position
 
 
-def _event(record: dict[str, Any] | SerializationError, path: Path, offset: int) -> RunEvent:
+def _event(record: dict[str, Any] | SerializationError, path: str, offset: int) -> RunEvent:
     if isinstance(record, SerializationError):
         raise record
     event = codec.from_record(record, RunEvent, path, offset=offset)

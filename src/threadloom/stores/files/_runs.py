@@ -180,7 +180,7 @@ class Runs(RunFiles):
 
     def delete_thread(self, thread_id: str, *, force: bool) -> Work[list[str]]:
         """Remove a thread; return the ids of the runs that went with it."""
-        trash = self._layout.trash / f"{thread_id}-{secrets.token_hex(8)}"
+        trash = f"{self._layout.trash}/{thread_id}-{secrets.token_hex(8)}"
         with self._threads.locked(thread_id):
             if not force:
                 yield from self.check_not_busy(thread_id)

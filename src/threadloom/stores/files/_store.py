@@ -127,7 +127,7 @@ class FileStore(ThreadStore):
             clock=self.clock,
         )
         # Where it is now, wherever the process goes afterwards.
-        self._layout = Layout(self.root if self.root.is_absolute() else Path.cwd() / self.root)
+        self._layout = Layout(str(self.root if self.root.is_absolute() else Path.cwd() / self.root))
         self._signals = Signals()
         self._opened: Parts | None = None
         self._gate = asyncio.Lock()  # opening and closing, one at a time
@@ -138,17 +138,17 @@ class FileStore(ThreadStore):
     def thread_dir(self, thread_id: str) -> Path:
         """Return where a thread lies, whether or not it is there."""
         check_id(thread_id)
-        return self._layout.thread(thread_id)
+        return Path(self._layout.thread(thread_id))
 
     def run_dir(self, thread_id: str, run_id: str) -> Path:
         """Return where a run lies, whether or not it is there."""
         check_id(thread_id, run_id)
-        return self._layout.run(thread_id, run_id)
+        return Path(self._layout.run(thread_id, run_id))
 
     def steps_dir(self, thread_id: str, run_id: str) -> Path:
         """Return where the steps of a run lie, whether or not there are any."""
         check_id(thread_id, run_id)
-        return self._layout.steps(thread_id, run_id)
+        return Path(self._layout.steps(thread_id, run_id))
 
     # Assistants
 

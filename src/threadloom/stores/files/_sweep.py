@@ -170,7 +170,7 @@ class Walk:
             is_changed = (
                 all_runs
                 or self._has_changed(self._disk.changed_ns(self._layout.status_in(directory, run_id)))
-                or (is_joined and self._has_changed(self._disk.changed_ns(runs / run_id)))
+                or (is_joined and self._has_changed(self._disk.changed_ns(f"{runs}/{run_id}")))
             )
             yield run_id if is_changed and is_id(run_id) else None
 

@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -269,7 +268,7 @@ class Threads:
             self._remember(thread_id, message.id, offset)
         return Page([message for _, message in found], has_more, damaged=tuple(damaged))
 
-    def _message(self, path: Path, line: log.Line, edits: _Edits) -> Message | None:
+    def _message(self, path: str, line: log.Line, edits: _Edits) -> Message | None:
         """Return the message on a line as it is now, or none where the line is blank or its message taken away."""
         if line[0] in edits.retracted:
             return None

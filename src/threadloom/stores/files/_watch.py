@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from attrs import define, field
 
@@ -39,7 +38,7 @@ class Watch:
     def __init__(self) -> None:
         self._inotify: asyncinotify.Inotify | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._watched: dict[Path, _Watched] = {}
+        self._watched: dict[str, _Watched] = {}
 
     def start(self, missed: Callable[[], None]) -> None:
         """Begin to hear, where the system lets us; call ``missed`` when it has lost count."""
@@ -66,7 +65,7 @@ class Watch:
         self._watched.clear()
 
     @contextmanager
-    def watching(self, directory: Path, heard: Heard) -> Iterator[bool]:
+    def watching(self, directory: str, heard: Heard) -> Iterator[bool]:
         """Call ``heard`` for what is written in ``directory``; yield whether that can be heard at all."""
         watched = self._add(directory)
         if watched is None:
@@ -80,7 +79,7 @@ class Watch:
             if not watched.heard:
                 self._remove(directory, watched)
 
-    def _add(self, directory: Path) -> _Watched | None:
+    def _add(self, directory: str) -> _Watched | None:
         if self._inotify is None:
             return None
         if directory in self._watched:
@@ -96,7 +95,7 @@ class Watch:
         self._watched[directory] = _Watched(handle)
         return self._watched[directory]
 
-    def _remove(self, directory: Path, watched: _Watched) -> None:
+    def _remove(self, directory: str, watched: _Watched) -> None:
         if self._inotify is None or self._watched.get(directory) is not watched:
             return
         del self._watched[directory]
@@ -112,7 +111,7 @@ class Watch:
                 _logger.warning("inotify queue overflowed")
                 missed()
                 continue
-            directory = None if event.watch is None else event.watch.path
+            directory = None if event.watch is None else str(event.watch.path)
             watched = None if directory is None else self._watched.get(directory)
             if directory is None or watched is None or watched.handle is not event.watch:
                 continue

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
@@ -31,7 +31,7 @@ class NotUndoneError(Exception):
 class Make:
     """A directory that is not there yet, with files in it. Its lock is held until ``held``, if any, is closed."""
 
-    path: Path
+    path: str
     files: dict[str, bytes]
     held: ExitStack | None = field(default=None, eq=False, repr=False)
 
@@ -44,7 +44,7 @@ class Put:
     without it the act starts over.
     """
 
-    path: Path
+    path: str
     data: bytes
     old: str | None = None
     held: Held | None = field(default=None, eq=False, repr=False)
@@ -63,7 +63,7 @@ class Append:
     Where it ``is_exact``, something else in the act counts on the place, and the act starts over if it is another.
     """
 
-    path: Path
+    path: str
     offset: int
     data: bytes
     is_exact: bool = field(default=False, eq=False)
@@ -78,7 +78,7 @@ class Append:
 class Unchanged:
     """Nothing to write: a record that must be what it was when it was read, or the act starts over."""
 
-    path: Path
+    path: str
     old: str
     held: Held | None = field(default=None, eq=False, repr=False)
 
@@ -92,7 +92,7 @@ Write = Make | Put | Append | Unchanged
 
 
 def carry_out(
-    disk: Disk, damaged: Path, writes: Sequence[Write], *, taken_back: Callable[[], object] = lambda: None
+    disk: Disk, damaged: str, writes: Sequence[Write], *, taken_back: Callable[[], object] = lambda: None
 ) -> None:
     """Write all of them in their order, or, where one fails, none: what came before it is taken back.
 
@@ -109,7 +109,7 @@ def carry_out(
                 try:
                     _carry_out(write, damaged, progress)
                 except OSError as error:
-                    error.filename = error.filename or str(write.path)
+                    error.filename = error.filename or write.path
                     raise
                 progress.has_changed_names |= isinstance(write, Make | Put)
         except ForeignWriteError as error:
@@ -150,7 +150,7 @@ class _Progress:
     keeps_lines: bool = False
     has_changed_names: bool = False
 
-    def cut(self, path: Path, start: int, data: bytes) -> None:
+    def cut(self, path: str, start: int, data: bytes) -> None:
         if not self.keeps_lines:
             self.disk.cut(path, start, data)
 
@@ -158,7 +158,7 @@ class _Progress:
         self.disk.rewrite(held, data, self.undo, self.after)
 
 
-def _carry_out(write: Write, damaged: Path, progress: _Progress) -> None:
+def _carry_out(write: Write, damaged: str, progress: _Progress) -> None:
     disk, undo = progress.disk, progress.undo
     match write:
         case Append(path, offset, data):
@@ -170,14 +170,14 @@ def _carry_out(write: Write, damaged: Path, progress: _Progress) -> None:
         case Unchanged(held=Held() as held):
             held.check_untouched()
         case Make(path, files, None):
-            disk.make_directories(path.parent)
+            disk.make_directories(os.path.dirname(path))
             disk.create_directory(path, files)
             undo.callback(disk.remove_tree, path)
         case Make(path, files, ExitStack() as stack):
             disk.create_directory(path, files, before=lambda made: stack.enter_context(locked(made)))
             undo.callback(disk.remove_tree, path)
         case Put(path, data, merged=None, held=None):
-            disk.make_directories(path.parent)
+            disk.make_directories(os.path.dirname(path))
             disk.create(path, data)
             undo.callback(disk.remove, path)
         case Put(_, data, held=Held() as held, merged=None):
@@ -192,7 +192,7 @@ def _put_merged(put: Put, progress: _Progress) -> None:
         try:
             held = Held(put.path)
         except FileNotFoundError:
-            progress.disk.make_directories(put.path.parent)
+            progress.disk.make_directories(os.path.dirname(put.path))
             try:
                 progress.disk.create(put.path, put.data)
             except FileExistsError:
@@ -208,9 +208,9 @@ def _put_merged(put: Put, progress: _Progress) -> None:
     raise StoreBusyError(f"Another program keeps rewriting {put.path}: gave up after {_MOST_ATTEMPTS} attempts.")
 
 
-def to_json(write: Write, root: Path) -> dict[str, Any]:
+def to_json(write: Write, root: str) -> dict[str, Any]:
     """Return what the journal says of a write."""
-    path = str(write.path)[len(str(root)) + 1 :]
+    path = write.path[len(root) + 1 :]
     match write:
         case Make(_, files):
             return {"make": path, "files": {name: data.decode() for name, data in files.items()}}
@@ -222,7 +222,7 @@ def to_json(write: Write, root: Path) -> dict[str, Any]:
             return {"unchanged": path, "old": old}
 
 
-def from_json(record: dict[str, Any], root: Path) -> Write:
+def from_json(record: dict[str, Any], root: str) -> Write:
     """Return the write that the journal tells of, or raise ``ValueError`` where it is none of ours."""
     match record:
         case {"make": str(path), "files": dict(files)}:
@@ -236,7 +236,7 @@ def from_json(record: dict[str, Any], root: Path) -> Write:
     raise ValueError(f"no write is known that looks like {sorted(record)}")
 
 
-def _below(root: Path, path: str) -> Path:
+def _below(root: str, path: str) -> str:
     if path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"{path!r} is no place below the root")
-    return root / path
+    return f"{root}/{path}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import Final
 
 from threadloom.errors import NotFoundError, SerializationError, StoreBusyError, StoreClosedError, StoreError
@@ -99,7 +98,7 @@ class Check:
     def _judge_locked(self, thread_id: str) -> Work[list[Problem]]:
         """Judge a thread under its lock, and mend one stage after the other, each by what the last one has left."""
         fixed: list[Problem] = []
-        refused: dict[Path, Exception] = {}
+        refused: dict[str, Exception] = {}
         with self._locked(thread_id):
             for _ in range(_MOST_ROUNDS):
                 judge = self._judge(thread_id)
@@ -127,7 +126,7 @@ class Check:
                 stack.enter_context(locked(self._layout.thread(thread_id)))
             yield
 
-    def _mend(self, found: list[Finding], refused: dict[Path, Exception]) -> Work[list[Finding]]:
+    def _mend(self, found: list[Finding], refused: dict[str, Exception]) -> Work[list[Finding]]:
         """Mend what comes first of what is found; return what was mended, and note what did not let itself be."""
         stage = min((finding.mend.stage for finding in found if finding.mend is not None), default=None)
         now = [finding for finding in found if finding.mend is not None and finding.mend.stage is stage]
@@ -159,14 +158,14 @@ class Check:
             remedy = f"{'the' if is_fixed else 'a'} fix {finding.mend.remedy}"
         return Problem(finding.kind, self._relative(finding.path), f"{finding.wrong}; {remedy}", is_fixed)
 
-    def _not_checked(self, path: Path, error: Exception) -> Problem:
+    def _not_checked(self, path: str, error: Exception) -> Problem:
         if isinstance(error, OSError) and error.filename is not None:
-            path = Path(str(error.filename))
+            path = str(error.filename)
         wrong = error.strerror if isinstance(error, OSError) and error.strerror else str(error).rstrip(".")
         return Problem(ProblemKind.NOT_CHECKED, self._relative(path), f"{wrong}; it has to be looked at")
 
-    def _relative(self, path: Path) -> str:
-        return str(path.relative_to(self._layout.root)) if path.is_relative_to(self._layout.root) else str(path)
+    def _relative(self, path: str) -> str:
+        return path.removeprefix(f"{self._layout.root}/")
 
 
 def _goes_on(look: Pause) -> bool:

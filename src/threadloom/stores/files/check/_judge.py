@@ -7,6 +7,7 @@ never seen half.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 from attrs import define, field
@@ -93,7 +94,7 @@ class ThreadJudge:
             moments.append(lines.oldest)
         if not moments:
             remedy = "moves the thread's directory aside, for nothing in it says that it is this thread's"
-            mend = self._mender.aside(meta.parent, remedy=remedy)
+            mend = self._mender.aside(os.path.dirname(meta), remedy=remedy)
             self.found[:] = [Finding(first.kind, first.path, first.wrong, mend)]
         elif first is missing:
             mend = self._mender.thread(Thread(id=self._thread_id, created_at=min(moments), metadata={}))

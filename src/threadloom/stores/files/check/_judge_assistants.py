@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import attrs
 
@@ -24,20 +24,20 @@ def found_of_assistants(tools: Tools) -> Iterator[Finding]:
     for name in sorted(disk.names(layout.assistants)):
         if name.endswith(".json"):
             assistant_id = name.removesuffix(".json")
-            path = layout.assistants / name
+            path = f"{layout.assistants}/{name}"
             reader.record(path, Assistant, lambda assistant: assistant.id == assistant_id)  # noqa: B023 - called at once
-    shards = [layout.thread_keys / name for name in disk.subdirectories(layout.thread_keys)]
+    shards = [f"{layout.thread_keys}/{name}" for name in disk.subdirectories(layout.thread_keys)]
     for directory in (layout.assistant_keys, *sorted(shards)):
         for _ in judge_keys(reader, tools, directory):
             pass
     for finding in reader.found:
         assert finding.mend is not None  # noqa: S101 - damage is set aside
         # The keys of assistants go by the lock of these.
-        of_assistants = finding.path.parent in {layout.assistants, layout.assistant_keys}
-        place = layout.assistants if of_assistants else finding.path.parent
+        of_assistants = os.path.dirname(finding.path) in {layout.assistants, layout.assistant_keys}
+        place = layout.assistants if of_assistants else os.path.dirname(finding.path)
         yield attrs.evolve(finding, mend=attrs.evolve(finding.mend, do=partial(_locked, place, finding.mend)))
 
 
-def _locked(place: Path, mend: Mend) -> None:
+def _locked(place: str, mend: Mend) -> None:
     with locked(place):
         mend.do()

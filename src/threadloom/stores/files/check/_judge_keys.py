@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from threadloom import codec
@@ -23,13 +22,13 @@ _MODELS: Final[dict[str, type]] = {
 _REMEDY: Final = "moves it aside: under its key something may then be created again"
 
 
-def judge_keys(reader: Reader, tools: Tools, directory: Path) -> Pause:
+def judge_keys(reader: Reader, tools: Tools, directory: str) -> Pause:
     """Look at the keys in a directory."""
     for name in sorted(tools.disk.names(directory)):
         yield from reader.pause()
         if not name.endswith(".json"):
             continue
-        path = directory / name
+        path = f"{directory}/{name}"
         try:
             data = tools.disk.read(path)
         except FileNotFoundError:
@@ -45,7 +44,7 @@ def judge_keys(reader: Reader, tools: Tools, directory: Path) -> Pause:
             reader.add(ProblemKind.MISPLACED, path, "it is the file of another key", mend)
 
 
-def _model_of(kept: KeptKey, path: Path) -> type:
+def _model_of(kept: KeptKey, path: str) -> type:
     model = _MODELS.get(str(kept.created.get("object")))
     if model is None:
         raise SerializationError(path, "it does not say what was created")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Generator
 from itertools import pairwise
@@ -104,7 +105,7 @@ class RunJudge:
         step_id = name.removesuffix(".json")
         if step_id == name or not is_id(step_id):
             return None
-        path = self._steps / name
+        path = f"{self._steps}/{name}"
         return self._reader.record(path, RunStep, lambda step: step.id == step_id and self._is_of_this(step))
 
     def _read_events(self) -> Generator[None, None, _Events]:
@@ -151,18 +152,25 @@ class RunJudge:
             # All of it, so that what can be read keeps its place beside what cannot.
             remedy = "moves the run's directory aside, for its events do not say what it was"
             self.found[:] = [
-                Finding(first.kind, first.path, first.wrong, self._mender.aside(self._status.parent, remedy=remedy))
+                Finding(
+                    first.kind,
+                    first.path,
+                    first.wrong,
+                    self._mender.aside(os.path.dirname(self._status), remedy=remedy),
+                )
             ]
         elif first is missing:
             mend = self._mender.run(run, is_at_work=events.evidence.is_at_work)
             self._reader.add(missing.kind, missing.path, missing.wrong, mend)
 
     def _judge_steps(self, steps: list[RunStep], events: _Events) -> None:
-        known = {step.id for step in steps} | {finding.path.name.removesuffix(".json") for finding in self.found}
+        known = {step.id for step in steps} | {
+            os.path.basename(finding.path).removesuffix(".json") for finding in self.found
+        }
         for step in events.evidence.steps.values():
             if step.id not in known:
                 wrong = "the run's events tell of this step, and it is not there"
-                path = self._steps / f"{step.id}.json"
+                path = f"{self._steps}/{step.id}.json"
                 self._reader.add(ProblemKind.MISSING_RECORD, path, wrong, self._mender.step(step))
 
     def judge_end(self, message: Message | None = None) -> None:

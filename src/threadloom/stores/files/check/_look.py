@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 from attrs import frozen
@@ -33,7 +32,7 @@ class Finding:
     """A problem, and how it is mended, if it can be."""
 
     kind: ProblemKind
-    path: Path
+    path: str
     wrong: str
     mend: Mend | None
 
@@ -58,7 +57,7 @@ class Reader:
         self._mender = tools.mender
         self._lines_read = 0
 
-    def add(self, kind: ProblemKind, path: Path, wrong: str, mend: Mend | None) -> None:
+    def add(self, kind: ProblemKind, path: str, wrong: str, mend: Mend | None) -> None:
         """Note that something is wrong."""
         self.found.append(Finding(kind, path, wrong, mend))
 
@@ -66,11 +65,11 @@ class Reader:
         """Note that something is wrong with a line."""
         self.add(kind, span.path, f"byte {span.offset}: {wrong}", self._mender.line_aside(span, stage))
 
-    def ids(self, directory: Path) -> list[str]:
+    def ids(self, directory: str) -> list[str]:
         """Return the directories in a directory whose names are ids."""
         return sorted(name for name in self._disk.subdirectories(directory) if is_id(name))
 
-    def record(self, path: Path, model: type[T], belongs: Callable[[T], bool]) -> T | None:
+    def record(self, path: str, model: type[T], belongs: Callable[[T], bool]) -> T | None:
         """Return the record at ``path``, or none where it is missing, damaged, or that of another place."""
         try:
             data = self._disk.read(path)
@@ -87,7 +86,7 @@ class Reader:
             return None
         return record
 
-    def lines(self, path: Path, read: Callable[[dict[str, Any], int], T]) -> Iterator[tuple[Span, T | None]]:
+    def lines(self, path: str, read: Callable[[dict[str, Any], int], T]) -> Iterator[tuple[Span, T | None]]:
         """Yield the lines of a log with what ``read`` makes of each, none where there is something that says nothing.
 
         An empty line was never anything. One of spaces was something once, and so was a last line without its end.
@@ -108,7 +107,7 @@ class Reader:
                 self.add(ProblemKind.TORN_LOG, path, f"byte {end}: the last line has no end", self._mender.tail(path))
                 yield Span(path, end, b""), None
 
-    def spans(self, path: Path) -> Iterator[Span]:
+    def spans(self, path: str) -> Iterator[Span]:
         """Yield the whole lines of a log once more."""
         with LogFile(path) as file:
             for offset, line in log.lines(file, 0, log.end_of_lines(file)):

@@ -7,11 +7,11 @@ behind it may move. All of it is done by the writing thread, which holds the loc
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from functools import partial
-from pathlib import Path
 
 from attrs import frozen
 
@@ -44,7 +44,7 @@ class Stage(IntEnum):
 class Span:
     """A line of a log: where it begins, and its bytes without the newline."""
 
-    path: Path
+    path: str
     offset: int
     data: bytes
 
@@ -71,7 +71,7 @@ class Mender:
 
     # What is damaged
 
-    def aside(self, path: Path, seen: bytes | None = None, remedy: str = "moves it aside") -> Mend:
+    def aside(self, path: str, seen: bytes | None = None, remedy: str = "moves it aside") -> Mend:
         """Move a file or directory to where damage is kept; a file only while it holds what was ``seen`` in it."""
         return Mend(Stage.DAMAGE, remedy, partial(self._set_aside, path, seen))
 
@@ -84,7 +84,7 @@ class Mender:
         remedy = "copies the line aside and writes it anew from the run's events"
         return Mend(Stage.DAMAGE, remedy, partial(self._write_over, span, data))
 
-    def tail(self, path: Path) -> Mend:
+    def tail(self, path: str) -> Mend:
         """Give a whole last line its newline, and move a torn one to where damage is kept."""
         return Mend(Stage.DAMAGE, "ends it if it is whole, else moves it aside", partial(self._end, path))
 
@@ -100,7 +100,7 @@ class Mender:
         for piece in pieces:
             self._write_over(piece, b"\n".join(b" " * len(line) for line in piece.data.split(b"\n")))
 
-    def _set_aside(self, path: Path, seen: bytes | None) -> None:
+    def _set_aside(self, path: str, seen: bytes | None) -> None:
         target = self._place_for(path)
         self._disk.move(path, target)
         if seen is not None and self._disk.read(target) != seen:
@@ -111,7 +111,7 @@ class Mender:
         self._keep(span.path, span.offset, span.data + b"\n")
         self._disk.write_at(span.path, span.offset, data)
 
-    def _end(self, path: Path) -> None:
+    def _end(self, path: str) -> None:
         with LogFile(path, writable=True) as file:
             begin = log.end_of_lines(file)
             tail = file.read_at(begin, file.size - begin)
@@ -125,12 +125,12 @@ class Mender:
                 self._keep(path, begin, tail)
                 file.truncate(begin)
 
-    def _keep(self, path: Path, offset: int, data: bytes) -> None:
-        self._disk.create(self._place_for(path.with_name(f"{path.name}-{offset}")), data)
+    def _keep(self, path: str, offset: int, data: bytes) -> None:
+        self._disk.create(self._place_for(f"{path}-{offset}"), data)
 
-    def _place_for(self, path: Path) -> Path:
-        place = self._layout.damaged / secrets.token_hex(8) / path.relative_to(self._layout.root)
-        self._disk.make_directories(place.parent)
+    def _place_for(self, path: str) -> str:
+        place = f"{self._layout.damaged}/{secrets.token_hex(8)}/{self._layout.place(path)}"
+        self._disk.make_directories(os.path.dirname(place))
         return place
 
     # What is missing
@@ -201,6 +201,6 @@ class Mender:
     def _act(self, run: Run, decide: Callable[[RunRecord, RunLog], Change | None]) -> Work[Run]:
         return self._runs.act_locked(run.thread_id, run.id, decide)
 
-    def _put(self, path: Path, record: Thread | RunRecord | RunStep) -> None:
-        self._disk.make_directories(path.parent)
+    def _put(self, path: str, record: Thread | RunRecord | RunStep) -> None:
+        self._disk.make_directories(os.path.dirname(path))
         self._disk.create(path, dumped(record))

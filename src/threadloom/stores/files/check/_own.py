@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from threadloom.ids import is_id
@@ -30,7 +29,7 @@ class Own:
         self._turns = tools.turns
         self._format = form
         self._redo = redo
-        self._first: set[Path] = set()
+        self._first: set[str] = set()
 
     def begin(self) -> None:
         """Look for the first time."""
@@ -63,10 +62,10 @@ class Own:
 
     def _strays(self) -> list[Finding]:
         """Return the places in the queue of threads that are gone."""
-        paths = {name: self._layout.queue / name for name in self._disk.names(self._layout.queue)}
+        paths = {name: f"{self._layout.queue}/{name}" for name in self._disk.names(self._layout.queue)}
         for name in self._disk.names(self._layout.turns):
             if name.endswith(".json"):
-                paths.setdefault(name.removesuffix(".json"), self._layout.turns / name)
+                paths.setdefault(name.removesuffix(".json"), f"{self._layout.turns}/{name}")
         return [
             Finding(
                 ProblemKind.WRONG_INDEX,
@@ -83,7 +82,7 @@ class Own:
         names = sorted(self._disk.names(self._layout.temporary))
         living = self._redo.living()  # after the names: who was writing then, and lives, is among them
         for name in names:
-            path = self._layout.temporary / name
+            path = f"{self._layout.temporary}/{name}"
             ours = _TEMPORARY.fullmatch(name)  # names that are not ours are not judged
             if ours is not None and ours[1] not in living and self._disk.exists(path):
                 mend = Mend(Stage.DAMAGE, "removes it", partial(self._disk.remove_tree, path))
@@ -93,7 +92,7 @@ class Own:
     def _trash(self) -> list[Finding]:
         found: list[Finding] = []
         for name in sorted(self._disk.subdirectories(self._layout.trash)):
-            path = self._layout.trash / name
+            path = f"{self._layout.trash}/{name}"
             try:
                 with locked(path):
                     mend = Mend(Stage.DAMAGE, "goes on with deleting it", partial(self._empty, path))
@@ -103,7 +102,7 @@ class Own:
                 continue  # somebody is at it
         return found
 
-    def _empty(self, path: Path) -> None:
+    def _empty(self, path: str) -> None:
         with locked(path):
             self._disk.remove_tree(path)
 
