@@ -455,13 +455,13 @@ class ForeignWrite:
         self.writes = 0
         monkeypatch.setattr(store._parts.disk, "rewrite", self)
 
-    def __call__(self, held, data, *stacks):
+    def __call__(self, held, data):
         if held.path == str(self._path) and self.writes == 0:
             self.writes += 1
             foreign = self._path.with_name("foreign")
             foreign.write_text(json.dumps(self._change(json.loads(self._path.read_bytes()))))
             foreign.replace(self._path)
-        self._plain(held, data, *stacks)
+        return self._plain(held, data)
 
 
 async def test_an_act_that_starts_over_after_a_foreign_write_keeps_its_message_once(store, thread, monkeypatch):

@@ -7,7 +7,7 @@ changes nothing. Whoever calls this holds the lock of the thread, or knows that 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 from threadloom import codec
 from threadloom.stores.files import _log as log
@@ -135,14 +135,14 @@ class Again:
 
     def _put(self, put: Put, older: dict[str, set[str]], *, is_torn: bool) -> None:
         try:
-            held = Held(put.path)
+            held = Held.read(put.path)
         except FileNotFoundError:
             self._disk.make_directories(os.path.dirname(put.path))
             self._disk.make_file(put.path, put.data)
         else:
-            with held, ExitStack() as after, suppress(ForeignWriteError):
+            with held, suppress(ForeignWriteError):
                 if held.data != put.data and self._is_older(held.data, put, older, is_torn=is_torn):
-                    self._disk.rewrite(held, put.data, ExitStack(), after)
+                    self._disk.rewrite(held, put.data).clear()
         known = older.setdefault(put.path, set())
         known.add(digest(put.data))
         if put.old is not None:

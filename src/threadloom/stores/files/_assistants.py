@@ -14,7 +14,7 @@ from threadloom.ids import is_id
 from threadloom.models import Assistant
 from threadloom.pages import Page
 from threadloom.stores.files._commit import Committer
-from threadloom.stores.files._disk import Disk, Held
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._pages import PageRequest, page_of_records
@@ -74,7 +74,7 @@ class Assistants:
 
         def act() -> Work[Assistant]:
             try:
-                held = Held(path)
+                held = self._disk.hold(path)
             except FileNotFoundError:
                 raise AssistantNotFoundError(assistant_id) from None
             with held:

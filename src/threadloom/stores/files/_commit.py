@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from threadloom.stores.files import _log as log
 from threadloom.stores.files._again import retractions
 from threadloom.stores.files._disk import Disk, ForeignWriteError
 from threadloom.stores.files._journal import Act, Journal, JournalError
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._log import Logs
 from threadloom.stores.files._redo import Redo
 from threadloom.stores.files._writer import Work
 from threadloom.stores.files._writes import Make, NotUndoneError, Unchanged, Write, carry_out
@@ -20,9 +20,10 @@ __all__ = ["Committer"]
 class Committer:
     """Makes the acts of one store. Whoever calls it holds the lock of the thread until it has ended."""
 
-    def __init__(self, layout: Layout, disk: Disk, journal: Journal, redo: Redo) -> None:
+    def __init__(self, layout: Layout, disk: Disk, logs: Logs, journal: Journal, redo: Redo) -> None:
         self._layout = layout
         self._disk = disk
+        self._logs = logs
         self._journal = journal
         self._redo = redo
 
@@ -45,14 +46,14 @@ class Committer:
         if not self.power and len(changes) == 1 and writes[-1] is changes[0] and not isinstance(changes[0], Make):
             # One write to one file is whole by itself as long as the machine goes on. A new directory is more than
             # that: with a run comes the queue index.
-            carry_out(self._disk, self._layout.damaged, writes)
+            carry_out(self._disk, self._logs, writes)
             then()
             return
         act = Act(thread_id, writes)
         self._journal.note(act, sync=sync)
         yield
         try:
-            carry_out(self._disk, self._layout.damaged, writes, taken_back=self._keep_as_it_was)
+            carry_out(self._disk, self._logs, writes, taken_back=self._keep_as_it_was)
         except ForeignWriteError as error:
             yield from self._take_back(act, error)
             raise
@@ -81,7 +82,7 @@ class Committer:
         try:
             for offset, lines in error.appended:
                 edits = retractions(offset, lines)
-                log.append_lines(self._disk, self._layout.edits(act.thread_id), edits, self._layout.damaged)
+                self._logs.append(self._layout.edits(act.thread_id), edits)
         except OSError:
             self._redo.later(act, self._journal.close_act)
             raise

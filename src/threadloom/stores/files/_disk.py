@@ -10,15 +10,23 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Final, Self
 
+from attrs import define
+
+from threadloom.stores.files._kept import Kept
 from threadloom.stores.files._linux import exchange, rename_to_new, sync_file_system
 
 __all__ = ["Disk", "ForeignWriteError", "Held", "LogFile", "digest", "naming"]
 
 _READ_BYTES: Final = 1 << 16
+
+MOST_KEPT: Final = 128
+"""How many descriptors of one kind are kept open for the next time: a process may have 1,024 by default."""
+
+_Identity = tuple[int, int, int, int]
 
 
 class ForeignWriteError(Exception):
@@ -45,18 +53,45 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
+@define(eq=False)
 class Held:
-    """A record as it was read, and a descriptor that pins its inode: no other file can come by the same number."""
+    """A record as it was read, and a descriptor that pins its inode: no other file can come by the same number.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    When it is done with, it is closed or, by a ``Disk`` that holds it, kept for the next time; and so is what was
+    ``placed`` in its stead.
+    """
+
+    path: str
+    _fd: int
+    identity: _Identity
+    data: bytes
+    _keep: Callable[[Held], object] | None = None
+    placed: Held | None = None
+
+    @classmethod
+    def read(cls, path: str, keep: Callable[[Held], object] | None = None) -> Held:
+        """Return what lies at ``path``; ``FileNotFoundError`` where nothing does."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.identity = _identity(os.fstat(self._fd))
-            self.data = _read_all(self._fd)
+            identity = _identity(os.fstat(fd))
+            return cls(path, fd, identity, _read_all(fd, identity[-1]), keep)
         except BaseException:
-            os.close(self._fd)
+            os.close(fd)
             raise
+
+    @property
+    def digest(self) -> str:
+        """What tells its content from another."""
+        return digest(self.data)
+
+    def read_again(self) -> bool:
+        """Return whether it is still the file at its path, with what that holds by now."""
+        stat = os.stat(self.path)
+        if (stat.st_dev, stat.st_ino) != self.identity[:2]:
+            return False
+        self.identity = _identity(stat)
+        self.data = os.pread(self._fd, stat.st_size + 1, 0)
+        return len(self.data) == stat.st_size  # else somebody is writing into it in this moment
 
     def is_what_lies_at(self, path: str) -> bool:
         """Return whether the file at ``path`` is still this one, and nobody has written into it since."""
@@ -67,21 +102,38 @@ class Held:
         if not self.is_what_lies_at(self.path):
             raise ForeignWriteError
 
+    def place(self, fd: int, identity: _Identity, data: bytes) -> None:
+        """Note what was put in its stead, by a descriptor that is closed with it."""
+        self.placed = Held(self.path, fd, identity, data, self._keep)
+
+    def displace(self) -> None:
+        """Note that it is back in its place."""
+        if self.placed is not None:
+            self.placed.close()
+            self.placed = None
+
+    def close(self) -> None:
+        """Let go of the inode."""
+        os.close(self._fd)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self._fd)
+        last, self.placed = self.placed or self, None
+        if last is not self:
+            self.close()
+        (self._keep or Held.close)(last)
 
 
 class LogFile:
     """A file of lines, only ever appended to."""
 
-    def __init__(self, path: str, *, writable: bool = False) -> None:
+    def __init__(self, path: str, *, writable: bool = False, create: bool = True) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND if writable else os.O_RDONLY
+        flags = (os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0)) if writable else os.O_RDONLY
         self._fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
 
     def __enter__(self) -> Self:
@@ -90,6 +142,10 @@ class LogFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its descriptor."""
         os.close(self._fd)
 
     @property
@@ -111,16 +167,15 @@ class LogFile:
             length -= len(part)
         return b"".join(parts)
 
-    def append(self, data: bytes) -> None:
-        """Add ``data`` in one write, all of it or, where the disk is full or fails, none."""
-        before = self.size
+    def append(self, data: bytes, size: int) -> None:
+        """Add ``data`` to the ``size`` bytes there are, in one write: all of it or, where the disk fails, none."""
         try:
             written = os.write(self._fd, data)
         except OSError:
-            self.truncate(before)
+            self.truncate(size)
             raise
         if written != len(data):
-            self.truncate(before)
+            self.truncate(size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def truncate(self, size: int) -> None:
@@ -138,13 +193,36 @@ class Disk:
         self._temporary = temporary
         self._prefix = name
         self._names = itertools.count()
+        self._held: Kept[Held] = Kept(MOST_KEPT)
+
+    def close(self) -> None:
+        """Let go of the records that are kept."""
+        self._held.close()
+
+    def hold(self, path: str) -> Held:
+        """Return the record at ``path`` as it is before a change; ``FileNotFoundError`` where there is none.
+
+        For the writing thread: its descriptor is kept, so that what is changed often is not opened each time.
+        """
+        kept = self._held.take(path)
+        if kept is not None:
+            try:
+                if kept.read_again():
+                    return kept
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                kept.close()
+                raise
+            kept.close()
+        return Held.read(path, self._held.put)
 
     # Reading
 
     def read(self, path: str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return _read_all(fd)
+            return _read_all(fd, _READ_BYTES)
         finally:
             os.close(fd)
 
@@ -203,6 +281,14 @@ class Disk:
             self.discard(temporary)
             raise
 
+    def create_below(self, path: str, data: bytes) -> None:
+        """Make a new file, whole, and the directory that it is in unless that is there."""
+        try:
+            self.create(path, data)
+        except FileNotFoundError:
+            self.make_directories(os.path.dirname(path))
+            self.create(path, data)
+
     def create_directory(
         self, path: str, files: dict[str, bytes], *, before: Callable[[str], object] = lambda _: None
     ) -> None:
@@ -232,51 +318,47 @@ class Disk:
             os.mkdir(path)
         return [*changed, parent]
 
-    def rewrite(self, held: Held, data: bytes, undo: ExitStack, after: ExitStack) -> None:
+    def rewrite(self, held: Held, data: bytes) -> Rewrite:
         """Replace the record that was read as ``held``, or raise ``ForeignWriteError`` and leave the other's standing.
 
         The new file and the old exchange places, and then the old one is looked at: had another file taken its place
         in the meantime, it goes back. While it was away a third may have come, and so on; each exchange leaves in hand
         either what was last put there by us, and then the newest foreign file stands, or a still newer one to put back.
-
-        The old file is kept until ``after`` is closed: so closing ``undo``, which puts it back, needs no space.
         """
         temporary = self.temporary_path()
-        after.callback(self.discard, temporary)
-        # Open until the end, so that the inode of what we place cannot come back for another file either.
-        with closing(_Descriptor(_write_new(temporary, data))) as ours:
-            placed = _identity(os.fstat(ours.fd))
-            put_back = self._exchange(temporary, placed, held)
-        undo.callback(put_back)
+        try:
+            fd = _write_new(temporary, data)
+            try:
+                placed = _identity(os.fstat(fd))
+                is_exchanged = self._exchange(temporary, placed, held)
+            except BaseException:
+                os.close(fd)
+                raise
+        except BaseException:
+            self.discard(temporary)
+            raise
+        # Open for as long as it is held, so that the inode of what we place cannot come back for another file either.
+        held.place(fd, placed, data)
+        return Rewrite(self, held, placed, temporary, is_exchanged)
 
-    def _exchange(self, temporary: str, ours: _Identity, held: Held) -> Callable[[], None]:
+    def _exchange(self, temporary: str, ours: _Identity, held: Held) -> bool:
+        """Put what was written in the place of ``held``; return whether that has its name now."""
         held.check_untouched()
         if not exchange(temporary, held.path):
             # No exchange on this file system: a look before, and a plain rename. docs/guarantees.md says so.
             held.check_untouched()
             os.rename(temporary, held.path)
-            return lambda: self._rename_back(held, ours)
+            return False
         if held.is_what_lies_at(temporary):
-            return lambda: self._exchange_back(temporary, held.path, ours)
+            return True
         placed = ours
         with ExitStack() as opened:
             while True:
-                foreign = opened.enter_context(Held(temporary))
+                foreign = opened.enter_context(Held.read(temporary))
                 exchange(temporary, held.path)
                 if _identity_at(temporary) == placed:
                     raise ForeignWriteError
                 placed = foreign.identity
-
-    def _exchange_back(self, temporary: str, path: str, ours: _Identity) -> None:
-        if _identity_at(path) == ours:
-            exchange(temporary, path)
-
-    def _rename_back(self, held: Held, ours: _Identity) -> None:
-        if _identity_at(held.path) != ours:
-            return
-        temporary = self.temporary_path()
-        os.close(_write_new(temporary, held.data))
-        os.rename(temporary, held.path)
 
     def replace(self, path: str, data: bytes) -> None:
         """Put a whole file at ``path``, whatever lies there. For who knows that nobody else writes it."""
@@ -384,15 +466,29 @@ class Disk:
         return f"{self._temporary}/{self._prefix}-{next(self._names)}"
 
 
-_Identity = tuple[int, int, int, int]
+@define(eq=False)
+class Rewrite:
+    """A record that was replaced. The old file is kept until ``clear``, so that to ``undo`` it needs no space."""
 
+    _disk: Disk
+    _held: Held
+    _placed: _Identity
+    _temporary: str
+    _is_exchanged: bool
 
-class _Descriptor:
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def undo(self) -> None:
+        """Put the old record back, unless another has come since."""
+        held = self._held
+        if _identity_at(held.path) == self._placed:
+            if self._is_exchanged:
+                exchange(self._temporary, held.path)
+            else:
+                self._disk.replace(held.path, held.data)
+        held.displace()
 
-    def close(self) -> None:
-        os.close(self.fd)
+    def clear(self) -> None:
+        """Remove the old file."""
+        self._disk.discard(self._temporary)
 
 
 def _identity_at(path: str) -> _Identity | None:
@@ -407,8 +503,12 @@ def _identity(stat: os.stat_result) -> _Identity:
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _read_all(fd: int) -> bytes:
-    parts: list[bytes] = []
+def _read_all(fd: int, expected: int) -> bytes:
+    """Return what a file holds. A read that comes short has met its end; one of all that was expected need not have."""
+    data = os.read(fd, expected + 1)
+    if len(data) <= expected:
+        return data
+    parts = [data]
     while part := os.read(fd, _READ_BYTES):
         parts.append(part)
     return b"".join(parts)
@@ -416,7 +516,7 @@ def _read_all(fd: int) -> bytes:
 
 def _write_new(path: str, data: bytes) -> int:
     """Make a file that holds ``data``, and return its descriptor."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         view = memoryview(data)
         with naming(path):

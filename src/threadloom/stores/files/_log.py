@@ -7,24 +7,27 @@ that is no JSON object is handed to the reader as the error that names it, and n
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
 
 from threadloom import codec
 from threadloom.errors import SerializationError
-from threadloom.stores.files._disk import Disk, LogFile
+from threadloom.stores.files._disk import MOST_KEPT, Disk, LogFile
+from threadloom.stores.files._kept import Kept
 
 __all__ = [
     "Line",
+    "Logs",
     "append_lines",
     "dumped_lines",
     "end_of_lines",
     "lines",
     "lines_backward",
-    "mended_end",
     "parsed",
 ]
 
@@ -34,49 +37,104 @@ Line = tuple[int, bytes]
 """Where a line begins in its file, and the line without its newline."""
 
 
-def append_lines(disk: Disk, path: str, data: bytes, damaged: str) -> int:
-    """Append whole lines to the log at ``path``, and return where they begin.
+class Logs:
+    """The logs that one store appends to, those of late with their descriptors. For the writing thread.
 
-    What is found unterminated at its end is judged first, as by ``mended_end``.
+    Whoever calls it holds the lock of the log's thread.
     """
+
+    def __init__(self, disk: Disk, damaged: str) -> None:
+        self._disk = disk
+        self._damaged = damaged
+        self._kept: Kept[_OpenLog] = Kept(MOST_KEPT)
+
+    def close(self) -> None:
+        """Let go of those that are kept."""
+        self._kept.close()
+
+    def end(self, path: str) -> int:
+        """Return where the next line of a log is going to begin, once what is unterminated at its end has been judged.
+
+        Whole JSON is given its newline; a torn line is moved to a file of its own in ``damaged``.
+        """
+        return self.tail(path)[1]
+
+    def tail(self, path: str) -> tuple[int, int]:
+        """Return the inode of the log at ``path``, 0 where there is none, and its ``end``."""
+        try:
+            log, size = self._opened(path, create=False)
+        except FileNotFoundError:
+            return 0, 0
+        with self._keeping(log):
+            return log.known_inode, self._mended(log, size)
+
+    def append(self, path: str, data: bytes) -> int:
+        """Append whole lines to the log at ``path``, and return where they begin, once its end has been judged."""
+        log, size = self._opened(path, create=True)
+        with self._keeping(log):
+            start = self._mended(log, size)
+            log.whole_end = -1
+            log.append(data, start)
+            log.whole_end = start + len(data)
+        return start
+
+    def _opened(self, path: str, *, create: bool) -> tuple[_OpenLog, int]:
+        """Return the log that lies at ``path``, and its size."""
+        log = self._kept.take(path)
+        if log is not None:
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError:
+                stat = None
+            if stat is not None and stat.st_ino == log.known_inode:
+                return log, stat.st_size
+            log.close()
+        log = _OpenLog(path, create=create)
+        return log, log.size
+
+    @contextmanager
+    def _keeping(self, log: _OpenLog) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            log.close()
+            raise
+        self._kept.put(log)
+
+    def _mended(self, log: _OpenLog, size: int) -> int:
+        if log.whole_end != size:
+            log.whole_end = _mend(self._disk, log, size, self._damaged)
+        return log.whole_end
+
+
+class _OpenLog(LogFile):
+    """A log that is kept open, and where it was last known to end with a whole line."""
+
+    def __init__(self, path: str, *, create: bool) -> None:
+        super().__init__(path, writable=True, create=create)
+        self.whole_end = -1
+        self.known_inode = self.inode
+
+
+def append_lines(disk: Disk, path: str, data: bytes, damaged: str) -> int:
+    """Do what ``Logs.append`` does, once, in any thread."""
     with LogFile(path, writable=True) as log:
-        start = _mend(disk, log, damaged)
-        log.append(data)
+        start = _mend(disk, log, log.size, damaged)
+        log.append(data, start)
     return start
 
 
-def mended_end(disk: Disk, path: str, damaged: str) -> int:
-    """Return where the next line of a log is going to begin, once what is unterminated at its end has been judged.
-
-    Whole JSON is given its newline; a torn line is moved to a file of its own in ``damaged``.
-    """
-    try:
-        with LogFile(path) as log:
-            if _is_whole(log):
-                return log.size
-    except FileNotFoundError:
-        return 0
-    with LogFile(path, writable=True) as log:
-        return _mend(disk, log, damaged)
-
-
-def _mend(disk: Disk, log: LogFile, damaged: str) -> int:
-    if _is_whole(log):
-        return log.size
-    size = log.size
+def _mend(disk: Disk, log: LogFile, size: int, damaged: str) -> int:
+    if not size or log.read_at(size - 1, 1) == b"\n":
+        return size
     begin = end_of_lines(log)
     tail = log.read_at(begin, size - begin)
     if _is_json_object(tail):
-        log.append(b"\n")
+        log.append(b"\n", size)
         return size + 1
     disk.create(f"{damaged}/{'-'.join(log.path.split('/')[-2:])}-{begin}-{secrets.token_hex(4)}", tail)
     log.truncate(begin)
     return begin
-
-
-def _is_whole(log: LogFile) -> bool:
-    size = log.size
-    return not size or log.read_at(size - 1, 1) == b"\n"
 
 
 def lines(log: LogFile, start: int, stop: int) -> Iterator[Line]:

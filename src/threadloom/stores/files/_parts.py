@@ -25,6 +25,7 @@ from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._journal import Journal
 from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._log import Logs
 from threadloom.stores.files._new_runs import NewRuns
 from threadloom.stores.files._queue import TurnBook
 from threadloom.stores.files._recovery import Recovery
@@ -83,12 +84,20 @@ class Parts:
         turns = TurnBook(layout, self.disk, lambda thread_id: self.runs.readable(thread_id), boot)  # noqa: PLW0108 - made below
         self.redo = Redo(layout, self.disk, boot, turns.rebuild)
         self.journal = Journal(layout.journals, layout.root, self.disk, name, boot=boot, power=power)
-        self.committer = Committer(layout, self.disk, self.journal, self.redo)
+        self._logs = logs = Logs(self.disk, layout.damaged)
+        self.committer = Committer(layout, self.disk, logs, self.journal, self.redo)
         self.keys = keys = Keys(layout, self.disk, self.redo)
         self.assistants = Assistants(layout, self.disk, self.committer, self.redo, keys)
-        self.threads = Threads(layout, self.disk, self.committer, self.redo, keys)
+        self.threads = Threads(layout, self.disk, self.committer, self.redo, logs=logs, keys=keys)
         self.runs = Runs(
-            layout, self.disk, self.committer, self.threads, keys=keys, turns=turns, time_ns=options.clock.time_ns
+            layout,
+            self.disk,
+            self.committer,
+            self.threads,
+            logs=logs,
+            keys=keys,
+            turns=turns,
+            time_ns=options.clock.time_ns,
         )
         self.new_runs = NewRuns(
             layout, self.disk, self.committer, self.threads, self.runs, keys=keys, time_ns=options.clock.time_ns
@@ -213,6 +222,8 @@ class Parts:
         self.recovery.end()
         self.journal.end()
         self.redo.close()
+        self._logs.close()
+        self.disk.close()
 
 
 async def _shut_down(executor: ThreadPoolExecutor) -> None:

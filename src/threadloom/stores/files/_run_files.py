@@ -92,7 +92,7 @@ class RunFiles:
     def held(self, thread_id: str, run_id: str) -> Held:
         """Return the record of a run as it is before a change."""
         try:
-            return Held(self._layout.status(thread_id, run_id))
+            return self._disk.hold(self._layout.status(thread_id, run_id))
         except FileNotFoundError:
             raise self._missing(thread_id, run_id) from None
 

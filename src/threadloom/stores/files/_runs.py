@@ -90,12 +90,14 @@ class Runs(RunFiles):
         committer: Committer,
         threads: Threads,
         *,
+        logs: log.Logs,
         keys: Keys,
         turns: TurnBook,
         time_ns: Callable[[], int],
     ) -> None:
         super().__init__(layout, disk, threads)
         self._committer = committer
+        self._logs = logs
         self._keys = keys
         self._now = time_ns
         self.turns = turns
@@ -344,7 +346,7 @@ class Runs(RunFiles):
             return rewritten(held, codec.decode(held.data, RunStep, path), step)
 
         try:
-            with Held(path) as held:
+            with self._disk.hold(path) as held:
                 put = Put.over(held, merged(held))
         except FileNotFoundError:
             put = Put(path, dumped(step))
@@ -352,7 +354,8 @@ class Runs(RunFiles):
 
     def _appending(self, run: Run, events: Iterable[RunEvent]) -> tuple[Append]:
         path = self._layout.events(run.thread_id, run.id)
-        return (Append(path, log.mended_end(self._disk, path, self._layout.damaged), log.dumped_lines(events)),)
+        known = self._known_logs.get((run.thread_id, run.id))  # from this very act
+        return (Append(path, self._logs.end(path) if known is None else known.size, log.dumped_lines(events)),)
 
     def _learn(self, plan: Planned, known: _KnownLog | None) -> None:
         """Take in what was appended to the log of a run that goes on."""
@@ -376,17 +379,15 @@ class Runs(RunFiles):
         known = self._known_logs.get((thread_id, run_id))
         if known is not None and known.log.run is not None and known.log.run.sequence != sequence:
             known = None  # of a run that was deleted: another has its id, and its log may have the same inode
-        try:
-            file = LogFile(self._layout.events(thread_id, run_id))
-        except FileNotFoundError:
-            return RunLog()
-        with file:
-            if known is None or known.inode != file.inode or known.size > file.size:
-                known = _KnownLog(file.inode, 0, RunLog())
-            if known.size < file.size:
-                events, known.size = self.parsed_events(file, known.size, log.end_of_lines(file))
-                for event in events:
-                    known.log.apply(event)
+        path = self._layout.events(thread_id, run_id)
+        inode, end = self._logs.tail(path)
+        if known is None or known.inode != inode or known.size > end:
+            known = _KnownLog(inode, 0, RunLog())
+        if known.size < end:
+            with LogFile(path) as file:
+                events, known.size = self.parsed_events(file, known.size, end)
+            for event in events:
+                known.log.apply(event)
         self._known_logs[thread_id, run_id] = known
         self._known_logs.move_to_end((thread_id, run_id))
         if len(self._known_logs) > _MOST_KNOWN_LOGS:

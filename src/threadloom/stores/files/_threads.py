@@ -30,7 +30,7 @@ from threadloom.models import Message, Thread
 from threadloom.pages import Order, Page, check_page
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._commit import Committer
-from threadloom.stores.files._disk import Disk, Held, LogFile
+from threadloom.stores.files._disk import Disk, LogFile
 from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._pages import PageRequest, page_of_records
@@ -65,9 +65,12 @@ class _Edits:
 class Threads:
     """Threads and messages on disk."""
 
-    def __init__(self, layout: Layout, disk: Disk, committer: Committer, redo: Redo, keys: Keys) -> None:
+    def __init__(
+        self, layout: Layout, disk: Disk, committer: Committer, redo: Redo, *, logs: log.Logs, keys: Keys
+    ) -> None:
         self._layout = layout
         self._disk = disk
+        self._logs = logs
         self._committer = committer
         self._redo = redo
         self._keys = keys
@@ -121,7 +124,7 @@ class Threads:
         path = self._layout.meta(thread_id)
 
         def act() -> Work[Thread]:
-            with Held(path) as held:
+            with self._disk.hold(path) as held:
                 old = codec.decode(held.data, Thread, path)
                 new = change(old)
                 put = Put.over(held, rewritten(held, old, new))
@@ -162,7 +165,7 @@ class Threads:
         """Return what adds messages to the end of a thread whose lock is held."""
         path = self._layout.messages(thread_id)
         lines = log.dumped_lines(messages)
-        return Append(path, log.mended_end(self._disk, path, self._layout.damaged), lines)
+        return Append(path, self._logs.end(path), lines)
 
     def deleting(self, thread_id: str, begun: Mapping[str, int]) -> tuple[Append, ...]:
         """Return what deletes the messages that runs wrote, each from a place on; nothing where there are none."""
@@ -322,7 +325,7 @@ class Threads:
 
     def _editing(self, thread_id: str, lines: bytes) -> Append:
         path = self._layout.edits(thread_id)
-        return Append(path, log.mended_end(self._disk, path, self._layout.damaged), lines)
+        return Append(path, self._logs.end(path), lines)
 
     def _edits(self, thread_id: str) -> _Edits:
         edits = _Edits()

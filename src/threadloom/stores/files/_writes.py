@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from attrs import define, field, frozen
 
 from threadloom.errors import StoreBusyError
-from threadloom.stores.files import _log as log
-from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, digest
+from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, Rewrite
 from threadloom.stores.files._lock import locked
+from threadloom.stores.files._log import Logs
 
 __all__ = ["Append", "Make", "NotUndoneError", "Put", "Unchanged", "Write", "carry_out", "from_json", "to_json"]
 
@@ -53,7 +54,7 @@ class Put:
     @classmethod
     def over(cls, held: Held, data: bytes) -> Put:
         """Return the replacement of a record that was read."""
-        return cls(held.path, data, digest(held.data), held)
+        return cls(held.path, data, held.digest, held)
 
 
 @frozen
@@ -85,14 +86,14 @@ class Unchanged:
     @classmethod
     def of(cls, held: Held) -> Unchanged:
         """Return the condition that a record stays what was read."""
-        return cls(held.path, digest(held.data), held)
+        return cls(held.path, held.digest, held)
 
 
 Write = Make | Put | Append | Unchanged
 
 
 def carry_out(
-    disk: Disk, damaged: str, writes: Sequence[Write], *, taken_back: Callable[[], object] = lambda: None
+    disk: Disk, logs: Logs, writes: Sequence[Write], *, taken_back: Callable[[], object] = lambda: None
 ) -> None:
     """Write all of them in their order, or, where one fails, none: what came before it is taken back.
 
@@ -101,35 +102,30 @@ def carry_out(
     named in it: who reads and writes without a lock may have gone on from there. ``NotUndoneError`` where another part
     of it stands.
     """
-    with ExitStack() as after:
-        progress = _Progress(disk, after)
-        try:
-            _check_untouched(writes)
-            for write in writes:
-                try:
-                    _carry_out(write, damaged, progress)
-                except OSError as error:
-                    error.filename = error.filename or write.path
-                    raise
-                progress.has_changed_names |= isinstance(write, Make | Put)
-        except ForeignWriteError as error:
+    progress = _Progress(disk, logs)
+    try:
+        _check_untouched(writes)
+        for write in writes:
+            try:
+                _carry_out(write, progress)
+            except OSError as error:
+                error.filename = error.filename or write.path
+                raise
+            progress.has_changed_names |= isinstance(write, Make | Put)
+    except BaseException as error:
+        is_foreign = isinstance(error, ForeignWriteError)
+        if isinstance(error, ForeignWriteError):
             error.appended = tuple(progress.appended)
-            progress.keeps_lines = True
-            try:
-                progress.undo.close()  # the records that came before the one that was replaced
-            except OSError as failure:
-                raise NotUndoneError(failure) from failure
-            if progress.has_changed_names:
-                taken_back()
-            raise
-        except BaseException as error:
-            try:
-                progress.undo.close()
-            except OSError:
-                raise NotUndoneError(error) from error
-            if progress.has_changed_names or progress.appended:
-                taken_back()
-            raise
+        try:
+            progress.take_back(keeps_lines=is_foreign)
+        except OSError as failure:
+            raise NotUndoneError(failure if is_foreign else error) from failure
+        if progress.has_changed_names or (progress.appended and not is_foreign):
+            taken_back()
+        raise
+    finally:
+        for rewrite in progress.rewrites:
+            rewrite.clear()
 
 
 def _check_untouched(writes: Sequence[Write]) -> None:
@@ -139,32 +135,49 @@ def _check_untouched(writes: Sequence[Write]) -> None:
         held.check_untouched()
 
 
-@define
+@define(eq=False)
 class _Progress:
-    """How far an act has come: what takes it back, what is cleared away in the end, and what it has appended."""
+    """How far an act has come: what takes it back, and what it has appended."""
 
     disk: Disk
-    after: ExitStack
-    undo: ExitStack = field(factory=ExitStack)
+    logs: Logs
+    undo: list[Callable[[], object]] = field(factory=list)
+    undo_lines: list[Callable[[], object]] = field(factory=list)
+    rewrites: list[Rewrite] = field(factory=list)
     appended: list[tuple[int, bytes]] = field(factory=list)
-    keeps_lines: bool = False
     has_changed_names: bool = False
 
-    def cut(self, path: str, start: int, data: bytes) -> None:
-        if not self.keeps_lines:
-            self.disk.cut(path, start, data)
+    def append(self, path: str, data: bytes) -> int:
+        start = self.logs.append(path, data)
+        undo = partial(self.disk.cut, path, start, data)
+        self.undo.append(undo)
+        self.undo_lines.append(undo)
+        self.appended.append((start, data))
+        return start
 
     def rewrite(self, held: Held, data: bytes) -> None:
-        self.disk.rewrite(held, data, self.undo, self.after)
+        rewrite = self.disk.rewrite(held, data)
+        self.rewrites.append(rewrite)
+        self.undo.append(rewrite.undo)
+
+    def take_back(self, *, keeps_lines: bool) -> None:
+        """Undo all of it, last things first, also what comes before something that cannot be undone."""
+        failure: OSError | None = None
+        for undo in reversed(self.undo):
+            if not (keeps_lines and undo in self.undo_lines):
+                try:
+                    undo()
+                except OSError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
 
 
-def _carry_out(write: Write, damaged: str, progress: _Progress) -> None:
+def _carry_out(write: Write, progress: _Progress) -> None:
     disk, undo = progress.disk, progress.undo
     match write:
         case Append(path, offset, data):
-            start = log.append_lines(disk, path, data, damaged)
-            undo.callback(progress.cut, path, start, data)
-            progress.appended.append((start, data))
+            start = progress.append(path, data)
             if write.is_exact and start != offset:
                 raise ForeignWriteError
         case Unchanged(held=Held() as held):
@@ -172,14 +185,13 @@ def _carry_out(write: Write, damaged: str, progress: _Progress) -> None:
         case Make(path, files, None):
             disk.make_directories(os.path.dirname(path))
             disk.create_directory(path, files)
-            undo.callback(disk.remove_tree, path)
+            undo.append(partial(disk.remove_tree, path))
         case Make(path, files, ExitStack() as stack):
             disk.create_directory(path, files, before=lambda made: stack.enter_context(locked(made)))
-            undo.callback(disk.remove_tree, path)
+            undo.append(partial(disk.remove_tree, path))
         case Put(path, data, merged=None, held=None):
-            disk.make_directories(os.path.dirname(path))
-            disk.create(path, data)
-            undo.callback(disk.remove, path)
+            disk.create_below(path, data)
+            undo.append(partial(disk.remove, path))
         case Put(_, data, held=Held() as held, merged=None):
             progress.rewrite(held, data)
         case Put():
@@ -188,23 +200,24 @@ def _carry_out(write: Write, damaged: str, progress: _Progress) -> None:
 
 def _put_merged(put: Put, progress: _Progress) -> None:
     assert put.merged is not None  # noqa: S101 - asked by the caller
+    disk, is_new = progress.disk, put.old is None
     for _ in range(_MOST_ATTEMPTS):
         try:
-            held = Held(put.path)
+            if is_new:
+                disk.create_below(put.path, put.data)
+                progress.undo.append(partial(disk.remove, put.path))
+                return
+            with disk.hold(put.path) as held:
+                progress.rewrite(held, put.data if held.digest == put.old else put.merged(held))
+                return
+        except FileExistsError:
+            is_new = False
         except FileNotFoundError:
-            progress.disk.make_directories(os.path.dirname(put.path))
-            try:
-                progress.disk.create(put.path, put.data)
-            except FileExistsError:
-                continue
-            progress.undo.callback(progress.disk.remove, put.path)
-            return
-        with held:
-            try:
-                progress.rewrite(held, put.data if digest(held.data) == put.old else put.merged(held))
-            except ForeignWriteError:
-                continue
-            return
+            if is_new:
+                raise
+            is_new = True
+        except ForeignWriteError:
+            continue
     raise StoreBusyError(f"Another program keeps rewriting {put.path}: gave up after {_MOST_ATTEMPTS} attempts.")
 
 

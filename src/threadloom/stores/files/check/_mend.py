@@ -120,7 +120,7 @@ class Mender:
             except SerializationError:
                 is_whole = False
             if is_whole:
-                file.append(b"\n")
+                file.append(b"\n", file.size)
             else:
                 self._keep(path, begin, tail)
                 file.truncate(begin)
