@@ -141,14 +141,21 @@ class Act:
     def __init__(self, record: RunRecord, log: RunLog, now_ns: int, open_steps: Iterable[RunStep] = ()) -> None:
         self.now = now_ns // _SECOND
         self.log = log.copy()
-        for step in open_steps:
-            self.log.open_steps.setdefault(step.id, step)
+        self._lying_open = open_steps
         # Its events say so too, where a foreign program has dropped it from the record.
         said = log.run is not None and log.run.is_rolled_back and not log.has_ended
         self._is_rolled_back = record.run.is_rolled_back or said
         self._steps: dict[str, RunStep] = {}
         self._messages: list[Message] = []
         self._events: list[RunEvent] = []
+
+    @property
+    def open_steps(self) -> dict[str, RunStep]:
+        """The steps that are open: as the log has them, and those that lie open without it, which costs a look."""
+        for step in self._lying_open:
+            self.log.open_steps.setdefault(step.id, step)
+        self._lying_open = ()
+        return self.log.open_steps
 
     def emit(self, kind: EventType, data: EventData) -> None:
         """Say that something happened."""
@@ -164,7 +171,7 @@ class Act:
         """Take in what is written for the run; ``old`` is the step as it lies there, where the log has it closed."""
         match item:
             case RunStep():
-                self._put_step(item, old or self.log.open_steps.get(item.id))
+                self._put_step(item, old or self.open_steps.get(item.id))
             case Message() if item.status is MessageStatus.IN_PROGRESS:
                 if self.log.open_message is not None:
                     message = (
@@ -181,7 +188,7 @@ class Act:
                 _check_open(item, self.log.open_message is not None and self.log.open_message.id == item.id)
                 self.emit(EventType.MESSAGE_DELTA, item)
             case StepDelta():
-                _check_open(item, item.id in self.log.open_steps)
+                _check_open(item, item.id in self.open_steps)
                 self.emit(EventType.STEP_DELTA, item)
             case Checkpoint():
                 self.emit(EventType.CHECKPOINT, item)
@@ -205,7 +212,7 @@ class Act:
     def answer(self, run: Run, asked: Mapping[str, ToolCall], outputs: Mapping[str, str]) -> None:
         """Complete the steps that hold the calls, with their outputs."""
         left = dict(asked)
-        for step in tuple(self.log.open_steps.values()):
+        for step in tuple(self.open_steps.values()):
             held = tool_calls(step)
             if not any(call.id in left for call in held):
                 continue
@@ -265,7 +272,7 @@ class Act:
         self.emit(EventType.of_message(message.status), message)
 
     def _close_steps(self, status: RunStepStatus, error: RunError | None) -> None:
-        for step in tuple(self.log.open_steps.values()):
+        for step in tuple(self.open_steps.values()):
             closed = with_step_status(step, status, self.now)
             if status is RunStepStatus.FAILED and error is not None:
                 closed = attrs.evolve(closed, last_error=error)

@@ -325,7 +325,7 @@ def submit_tool_outputs(
     if run.status is not RunStatus.REQUIRES_ACTION:
         raise ToolOutputsRefusedError(run.id, run.status)
     act = Act(record, log, now_ns, open_steps)
-    asked = _calls_that_wait(run, act.log)
+    asked = _calls_that_wait(run, act)
     got = [output.tool_call_id for output in outputs]
     if sorted(asked) != sorted(got):
         message = f"Expected tool outputs for call_ids {list(asked)}, got {got}."
@@ -345,7 +345,7 @@ def settle(record: RunRecord, log: RunLog, *, open_steps: Iterable[RunStep] = ()
         return None
     act = Act(record, log, now_ns, open_steps)
     has_ended = log.run is not None and log.run.status is record.run.status
-    if has_ended and not act.log.open_steps and act.log.open_message is None:
+    if has_ended and not act.open_steps and act.log.open_message is None:
         return None
     act.skip_ahead()
     return act.come_to(record.run, lease=None)
@@ -439,9 +439,9 @@ def _check_transition(run: Run, status: RunStatus) -> None:
         raise InvalidTransitionError(run.id, run.status, status, RunStatus.CANCELLED)
 
 
-def _calls_that_wait(run: Run, log: RunLog) -> dict[str, ToolCall]:
+def _calls_that_wait(run: Run, act: Act) -> dict[str, ToolCall]:
     """Return, by id, the calls for whose outputs a run waits: what it says itself, else what its open steps say."""
     if run.required_action is not None:
         return {call.id: call for call in run.required_action.tool_calls}
-    calls = (call for step in log.open_steps.values() for call in tool_calls(step))
+    calls = (call for step in act.open_steps.values() for call in tool_calls(step))
     return {call.id: call for call in calls if call.function.output is None}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from threadloom.errors import StoreError
 
@@ -13,7 +12,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LockedElsewhereError", "check_locks_exist", "locked"]
+__all__ = ["Lock", "LockedElsewhereError", "check_locks_exist"]
 
 
 class LockedElsewhereError(Exception):
@@ -26,19 +25,29 @@ def check_locks_exist() -> None:
         raise StoreError("FileStore needs flock, which this system does not have; it runs on Linux and macOS.")
 
 
-@contextmanager
-def locked(directory: str) -> Iterator[None]:
-    """Hold the lock on ``directory``; ``LockedElsewhereError`` if it is not free, ``FileNotFoundError`` if it is gone.
+class Lock:
+    """Holds the lock on ``directory``; ``LockedElsewhereError`` if it is not free, ``FileNotFoundError`` if it is gone.
 
     It never waits: whoever waits in the store's only writing thread holds up all the others.
     """
-    fd = _open_locked(directory)
-    try:
-        yield
-    finally:
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        self._fd = _open_locked(self._directory)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give it back."""
         # Unlocked by hand: a child that was forked in this moment has a copy of the descriptor, which would keep it.
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
 
 
 def _open_locked(directory: str) -> int:

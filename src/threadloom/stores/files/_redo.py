@@ -13,8 +13,8 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext, suppress
 
 import attrs
 
@@ -24,13 +24,30 @@ from threadloom.stores.files._dead import DeadJournal, Journals, Told
 from threadloom.stores.files._disk import Disk, digest
 from threadloom.stores.files._journal import Act, add_entries, make_durable
 from threadloom.stores.files._layout import Layout
-from threadloom.stores.files._lock import LockedElsewhereError, locked
+from threadloom.stores.files._lock import Lock, LockedElsewhereError
 from threadloom.stores.files._owner import holder_of, opened, our_key
 from threadloom.stores.files._writes import Make, Put
 
 __all__ = ["Redo"]
 
 _logger = logging.getLogger("threadloom")
+
+
+class Holding(Lock):
+    """The lock of a place: once it is held, nothing is half done there."""
+
+    def __init__(self, redo: Redo, place: str, directory: str) -> None:
+        super().__init__(directory)
+        self._redo = redo
+        self._place = place
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        try:
+            self._redo.in_thread(self._place)
+        except BaseException:
+            self.release()
+            raise
 
 
 class Redo:
@@ -52,12 +69,9 @@ class Redo:
 
     # Of processes that were killed
 
-    @contextmanager
-    def holding(self, place: str) -> Iterator[None]:
-        """Hold the lock of a thread, or of another place that has one, in which nothing is half done."""
-        with locked(self._layout.thread(place)):
-            self.in_thread(place)
-            yield
+    def holding(self, place: str) -> Holding:
+        """Return the lock of a thread, or of another place that has one, in which nothing is half done."""
+        return Holding(self, place, self._layout.thread(place))
 
     def in_thread(self, thread_id: str) -> None:
         """Carry out what was left in a thread, or another place, whose lock is held."""
@@ -99,7 +113,7 @@ class Redo:
     def _finish_own(self) -> None:
         """Finish in the files what this process has half done, so that no reader sees it so; a writer closes it."""
         for thread_id, acts in self._open_acts.items():
-            with suppress(LockedElsewhereError, OSError), locked(self._layout.thread(thread_id)):
+            with suppress(LockedElsewhereError, OSError), Lock(self._layout.thread(thread_id)):
                 for act, _ in acts:
                     self._again.carry_out(Told.of(act), {}, is_torn=False)
 
@@ -115,7 +129,7 @@ class Redo:
             directory = self._layout.thread(place)
             try:
                 # A thread that is not there was deleted, or was about to be made: nobody else has anything to do in it.
-                with locked(directory) if self._disk.exists(directory) else nullcontext():
+                with Lock(directory) if self._disk.exists(directory) else nullcontext():
                     self._finish(journal, place)
             except LockedElsewhereError:
                 is_whole = False  # whoever has the lock has carried it out, or is frozen; the others need not wait
@@ -133,7 +147,7 @@ class Redo:
             }
             for other in sorted(others - {place}):
                 with suppress(FileNotFoundError):
-                    locks.enter_context(locked(self._layout.thread(other)))
+                    locks.enter_context(Lock(self._layout.thread(other)))
                 # Who had it may have done the same, and deleted a thread that is not to come back.
                 left = self._left(self._journals.again(journal), place)
             self._carry_out(journal, left)
@@ -163,7 +177,7 @@ class Redo:
         """Go through all journals of earlier starts of the machine; ``LockedElsewhereError`` while another does."""
         if not self._journals.old():
             return
-        with locked(self._layout.journals), self._mutex:
+        with Lock(self._layout.journals), self._mutex:
             journals = [self._journals.read(name) for name in self._journals.old()]
             synced = {mark for journal in journals for mark in journal.synced}
             acts = [act for journal in journals for act in journal.not_durable(synced)]

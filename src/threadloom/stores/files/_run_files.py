@@ -174,10 +174,11 @@ class RunFiles:
         steps = self.all_steps(thread_id, run_id, damaged)
         return attrs.evolve(page_of(steps, _id, "steps of the run", **request.options), damaged=tuple(damaged))
 
-    def open_steps(self, thread_id: str, run_id: str) -> list[RunStep]:
-        """Return the steps that are not closed, as they lie there."""
-        steps = self.all_steps(thread_id, run_id, [])
-        return [step for step in steps if step.status is RunStepStatus.IN_PROGRESS]
+    def open_steps(self, thread_id: str, run_id: str) -> Iterator[RunStep]:
+        """Yield the steps that are not closed, as they lie there: nothing is read unless somebody asks."""
+        for step in self.all_steps(thread_id, run_id, []):
+            if step.status is RunStepStatus.IN_PROGRESS:
+                yield step
 
     def read_step(self, thread_id: str, run_id: str, step_id: str) -> RunStep:
         try:

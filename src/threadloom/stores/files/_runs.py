@@ -120,7 +120,7 @@ class Runs(RunFiles):
             return (yield from starting_over_after_foreign_writes(path, act))
 
     def act(
-        self, thread_id: str, run_id: str, decide: Callable[[RunRecord, RunLog, list[RunStep]], Change | None]
+        self, thread_id: str, run_id: str, decide: Callable[[RunRecord, RunLog, Iterable[RunStep]], Change | None]
     ) -> Work[Run]:
         """Return the run after the change that ``decide`` makes of it, with the open steps that lie on disk."""
 

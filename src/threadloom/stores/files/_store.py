@@ -394,7 +394,7 @@ class FileStore(ThreadStore):
         """
         status = as_status(RunStatus, status)
 
-        def decide(record: RunRecord, known: RunLog, steps: list[RunStep]) -> Change:
+        def decide(record: RunRecord, known: RunLog, steps: Iterable[RunStep]) -> Change:
             return lifecycle.force_status(record, known, status, error, open_steps=steps, now_ns=self.clock.time_ns())
 
         try:
@@ -627,7 +627,7 @@ class FileStore(ThreadStore):
         self,
         thread_id: str,
         run_id: str,
-        decide: Callable[[RunRecord, RunLog, list[RunStep]], Change | None],
+        decide: Callable[[RunRecord, RunLog, Iterable[RunStep]], Change | None],
         *,
         patience: timedelta | None = None,
     ) -> Run:

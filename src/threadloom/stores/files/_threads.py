@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from itertools import islice
+from types import TracebackType
 from typing import Any
 
 import attrs
@@ -33,6 +34,7 @@ from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk, LogFile
 from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._lock import Lock
 from threadloom.stores.files._pages import PageRequest, page_of_records
 from threadloom.stores.files._records import (
     dumped,
@@ -60,6 +62,34 @@ class _Edits:
     retracted: set[int] = field(factory=set)
     metadata: dict[str, dict[str, Any]] = field(factory=dict)
     damaged: list[StoreError] = field(factory=list)
+
+
+class _Locked:
+    """The lock of a thread, and that the thread is there from then on until it is given back."""
+
+    def __init__(self, threads: Threads, thread_id: str, lock: Lock) -> None:
+        self._threads = threads
+        self._thread_id = thread_id
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        try:
+            self._lock.__enter__()
+        except FileNotFoundError as error:
+            self._threads.check_not_gone(self._thread_id, error)
+            raise
+        try:
+            self._threads.check_exists(self._thread_id)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+        if isinstance(error, FileNotFoundError):
+            self._threads.check_not_gone(self._thread_id, error)
 
 
 class Threads:
@@ -135,22 +165,19 @@ class Threads:
         with self.locked(thread_id):
             return (yield from starting_over_after_foreign_writes(path, act))
 
-    @contextmanager
-    def locked(self, thread_id: str) -> Iterator[None]:
-        """Hold the lock of a thread that is there and has its record, and in which nothing is half done."""
-        try:
-            with self._redo.holding(thread_id):
-                self.check_exists(thread_id)
-                yield
-        except FileNotFoundError as error:
-            if self._disk.exists(self._layout.thread(thread_id)):
-                raise
-            raise ThreadNotFoundError(thread_id) from error
+    def locked(self, thread_id: str) -> AbstractContextManager[None]:
+        """Return the lock of a thread that is there and has its record, and in which nothing is half done."""
+        return _Locked(self, thread_id, self._redo.holding(thread_id))
 
     def check_exists(self, thread_id: str) -> None:
         """Raise ``ThreadNotFoundError`` unless the thread is there, ``SerializationError`` if its record is not."""
         if not self._disk.exists(self._layout.meta(thread_id)):
             raise self.missing(thread_id)
+
+    def check_not_gone(self, thread_id: str, error: FileNotFoundError) -> None:
+        """Raise ``ThreadNotFoundError`` where that is why something else was not found."""
+        if not self._disk.exists(self._layout.thread(thread_id)):
+            raise ThreadNotFoundError(thread_id) from error
 
     def missing(self, thread_id: str) -> Exception:
         """Return the error for a thread whose record was not there."""

@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 
 from threadloom.errors import StoreBusyError
 from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, Rewrite
-from threadloom.stores.files._lock import locked
+from threadloom.stores.files._lock import Lock
 from threadloom.stores.files._log import Logs
 
 __all__ = ["Append", "Make", "NotUndoneError", "Put", "Unchanged", "Write", "carry_out", "from_json", "to_json"]
@@ -187,7 +187,7 @@ def _carry_out(write: Write, progress: _Progress) -> None:
             disk.create_directory(path, files)
             undo.append(partial(disk.remove_tree, path))
         case Make(path, files, ExitStack() as stack):
-            disk.create_directory(path, files, before=lambda made: stack.enter_context(locked(made)))
+            disk.create_directory(path, files, before=lambda made: stack.enter_context(Lock(made)))
             undo.append(partial(disk.remove_tree, path))
         case Put(path, data, merged=None, held=None):
             disk.create_below(path, data)

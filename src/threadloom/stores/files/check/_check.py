@@ -15,7 +15,7 @@ from threadloom.errors import NotFoundError, SerializationError, StoreBusyError,
 from threadloom.report import CheckReport, Problem, ProblemKind
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._life import Peers
-from threadloom.stores.files._lock import locked
+from threadloom.stores.files._lock import Lock
 from threadloom.stores.files._parts import FORMAT, Parts
 from threadloom.stores.files._writer import Work, as_work
 from threadloom.stores.files.check._judge import ThreadJudge
@@ -123,7 +123,7 @@ class Check:
             try:
                 stack.enter_context(self._parts.threads.locked(thread_id))
             except SerializationError:  # there is no record in it, which is for us to judge
-                stack.enter_context(locked(self._layout.thread(thread_id)))
+                stack.enter_context(Lock(self._layout.thread(thread_id)))
             yield
 
     def _mend(self, found: list[Finding], refused: dict[str, Exception]) -> Work[list[Finding]]:

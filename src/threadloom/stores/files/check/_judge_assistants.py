@@ -9,7 +9,7 @@ from functools import partial
 import attrs
 
 from threadloom.models import Assistant
-from threadloom.stores.files._lock import locked
+from threadloom.stores.files._lock import Lock
 from threadloom.stores.files.check._judge_keys import judge_keys
 from threadloom.stores.files.check._look import Finding, Reader, Tools
 from threadloom.stores.files.check._mend import Mend
@@ -39,5 +39,5 @@ def found_of_assistants(tools: Tools) -> Iterator[Finding]:
 
 
 def _locked(place: str, mend: Mend) -> None:
-    with locked(place):
+    with Lock(place):
         mend.do()

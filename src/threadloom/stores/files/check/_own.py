@@ -8,7 +8,7 @@ from typing import Final
 
 from threadloom.ids import is_id
 from threadloom.report import ProblemKind
-from threadloom.stores.files._lock import LockedElsewhereError, locked
+from threadloom.stores.files._lock import Lock, LockedElsewhereError
 from threadloom.stores.files._redo import Redo
 from threadloom.stores.files.check._judge_assistants import found_of_assistants
 from threadloom.stores.files.check._look import Finding, Tools
@@ -94,7 +94,7 @@ class Own:
         for name in sorted(self._disk.subdirectories(self._layout.trash)):
             path = f"{self._layout.trash}/{name}"
             try:
-                with locked(path):
+                with Lock(path):
                     mend = Mend(Stage.DAMAGE, "goes on with deleting it", partial(self._empty, path))
                     wrong = "the thread was deleted, and not all of it is gone"
                     found.append(Finding(ProblemKind.LEFT_OVER, path, wrong, mend))
@@ -103,7 +103,7 @@ class Own:
         return found
 
     def _empty(self, path: str) -> None:
-        with locked(path):
+        with Lock(path):
             self._disk.remove_tree(path)
 
     def _journals(self) -> list[Finding]:
