@@ -7,6 +7,7 @@ counts as absent, and ``patched`` keeps what we do not know when a record is rew
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -64,13 +65,13 @@ T = TypeVar("T")
 
 def to_record(value: object) -> Record:
     """Return the record of a model, a ``RunRecord`` or a ``RunEvent``."""
-    return cast("Record", _converter.unstructure(value))
+    return cast("Record", _unstructure_hook(type(value))(value))
 
 
 def from_record(record: object, model: type[T], path: Path | str, *, offset: int | None = None) -> T:
     """Return the ``model`` that a record holds; ``SerializationError`` names ``path`` and what is wrong."""
     try:
-        return _converter.structure(record, model)
+        return cast("T", _structure_hook(model)(record, model))
     except Exception:  # noqa: BLE001 - whatever a damaged record makes cattrs raise, it is damage
         raise SerializationError(path, _reason(record, model), offset=offset) from None
 
@@ -424,4 +425,7 @@ def _register_event(converter: cattrs.Converter) -> None:
 
 
 _converter = _converter_with(detailed=False)
+# Asked for once a class: the converter looks for its hook at each call.
+_structure_hook: Callable[[Any], Any] = functools.cache(_converter.get_structure_hook)
+_unstructure_hook: Callable[[Any], Any] = functools.cache(_converter.get_unstructure_hook)
 _explaining_converter = _converter_with(detailed=True)

@@ -180,6 +180,8 @@ class RunKeeper:
             handler.cancel()
 
     async def _watch(self) -> None:
+        if self._handler is not None and self._handler.done():
+            return  # it never waited for anything, and there is nothing to stop
         failures = 0
         while True:
             try:

@@ -272,22 +272,21 @@ class Disk:
     # Changing
 
     def create(self, path: str, data: bytes) -> None:
-        """Make a new file, whole; ``FileExistsError`` where there is one."""
+        """Make a new file, whole, and the directory that it is in unless that is there.
+
+        ``FileExistsError`` where there is a file.
+        """
         temporary = self.temporary_path()
         try:
             os.close(_write_new(temporary, data))
-            rename_to_new(temporary, path)
+            try:
+                rename_to_new(temporary, path)
+            except FileNotFoundError:
+                self.make_directories(os.path.dirname(path))
+                rename_to_new(temporary, path)
         except BaseException:
             self.discard(temporary)
             raise
-
-    def create_below(self, path: str, data: bytes) -> None:
-        """Make a new file, whole, and the directory that it is in unless that is there."""
-        try:
-            self.create(path, data)
-        except FileNotFoundError:
-            self.make_directories(os.path.dirname(path))
-            self.create(path, data)
 
     def create_directory(
         self, path: str, files: dict[str, bytes], *, before: Callable[[str], object] = lambda _: None

@@ -31,6 +31,10 @@ class Kept(Generic[C]):
         """Return what is kept for a path, or none."""
         return self._items.pop(path, None)
 
+    def look(self, path: str) -> C:
+        """Return what was put back a moment ago, and stays kept."""
+        return self._items[path]
+
     def put(self, item: C) -> None:
         """Keep one, in the place of another for its path, and close the one that was used longest ago if need be."""
         before = self._items.pop(item.path, None)

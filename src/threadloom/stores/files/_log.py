@@ -68,6 +68,10 @@ class Logs:
         with self._keeping(log):
             return log.known_inode, self._mended(log, size)
 
+    def kept(self, path: str) -> LogFile:
+        """Return the log whose ``tail`` was just asked for, to be read from at once."""
+        return self._kept.look(path)
+
     def append(self, path: str, data: bytes) -> int:
         """Append whole lines to the log at ``path``, and return where they begin, once its end has been judged."""
         log, size = self._opened(path, create=True)

@@ -23,6 +23,7 @@ from threadloom.errors import (
     NotFoundError,
     RunNotFoundError,
     RunStepAlreadyExistsError,
+    RunStepNotFoundError,
     StoreError,
 )
 from threadloom.events import EventType, RunEvent, RunLog
@@ -30,7 +31,7 @@ from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
 from threadloom.models import Message, MessageStatus, Run, RunError, RunStatus, RunStep, RunStepStatus
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._commit import Committer
-from threadloom.stores.files._disk import Disk, Held, LogFile
+from threadloom.stores.files._disk import Disk, Held
 from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._queue import Turn, TurnBook
@@ -212,7 +213,7 @@ class Runs(RunFiles):
         self, thread_id: str, run_id: str, step_id: str, decide: Callable[[RunRecord, RunLog, RunStep], Change]
     ) -> Work[RunStep]:
         def decide_on_step(record: RunRecord, known: RunLog) -> Change:
-            return decide(record, known, self.read_step(thread_id, run_id, step_id))
+            return decide(record, known, self._step_before(thread_id, run_id, step_id))
 
         return self._act_on_step(thread_id, run_id, decide_on_step)
 
@@ -228,6 +229,14 @@ class Runs(RunFiles):
         # A copy: the log that is kept in memory has the other, and what is handed out may be changed by who has it.
         return attrs.evolve(changed[0], metadata=dict(changed[0].metadata))
 
+    def _step_before(self, thread_id: str, run_id: str, step_id: str) -> RunStep:
+        path = self._layout.step(thread_id, run_id, step_id)
+        try:
+            with self._disk.hold(path) as held:
+                return codec.decode(held.data, RunStep, path)
+        except FileNotFoundError:
+            raise RunStepNotFoundError(run_id, step_id) from None
+
     def check_not_busy(self, thread_id: str) -> Work[None]:
         """Raise ``ActiveRunError`` where a run of the thread is not settled."""
         active = yield from self.active_records(thread_id, self.turns.read(thread_id))
@@ -242,7 +251,8 @@ class Runs(RunFiles):
         records: list[RunRecord] = []
         for _, run_id in tuple(turn.active):
             try:
-                record = self.record(thread_id, run_id)
+                with self.held(thread_id, run_id) as held:
+                    record = self.decoded(thread_id, run_id, held.data)
             except RunNotFoundError:
                 self.turns.leave(thread_id, turn, run_id)
                 continue
@@ -330,7 +340,7 @@ class Runs(RunFiles):
     def settle_what_came_past(self, plan: Planned) -> Work[None]:
         """Let a run that was forced past our lock, after its record and before its events, end as it was forced to."""
         run = plan.run
-        if not plan.is_end:
+        if not plan.is_end or all(isinstance(write, Put) and write.is_what_lies_there for write in plan.record):
             return
         try:
             status = self.record(run.thread_id, run.id).run.status
@@ -384,8 +394,7 @@ class Runs(RunFiles):
         if known is None or known.inode != inode or known.size > end:
             known = _KnownLog(inode, 0, RunLog())
         if known.size < end:
-            with LogFile(path) as file:
-                events, known.size = self.parsed_events(file, known.size, end)
+            events, known.size = self.parsed_events(self._logs.kept(path), known.size, end)
             for event in events:
                 known.log.apply(event)
         self._known_logs[thread_id, run_id] = known

@@ -81,7 +81,7 @@ _logger = logging.getLogger("threadloom")
 
 _SLOW_LOOK_WITHOUT_INOTIFY = timedelta(seconds=1)
 _FORCE_PATIENCE = timedelta(seconds=2)
-_FIRST_LOCK_RETRY_SECONDS = 0.005
+_FIRST_LOCK_RETRY_SECONDS = 0.0005  # who announces a run holds its thread for a moment longer
 _LAST_LOCK_RETRY_SECONDS = 1.0
 
 

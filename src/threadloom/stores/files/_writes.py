@@ -51,6 +51,12 @@ class Put:
     held: Held | None = field(default=None, eq=False, repr=False)
     merged: Callable[[Held], bytes] | None = field(default=None, eq=False, repr=False)
 
+    @property
+    def is_what_lies_there(self) -> bool:
+        """Whether what was put in the place of ``held`` is still there; for as long as that is held."""
+        placed = None if self.held is None else self.held.placed
+        return placed is not None and placed.is_what_lies_at(self.path)
+
     @classmethod
     def over(cls, held: Held, data: bytes) -> Put:
         """Return the replacement of a record that was read."""
@@ -190,7 +196,7 @@ def _carry_out(write: Write, progress: _Progress) -> None:
             disk.create_directory(path, files, before=lambda made: stack.enter_context(Lock(made)))
             undo.append(partial(disk.remove_tree, path))
         case Put(path, data, merged=None, held=None):
-            disk.create_below(path, data)
+            disk.create(path, data)
             undo.append(partial(disk.remove, path))
         case Put(_, data, held=Held() as held, merged=None):
             progress.rewrite(held, data)
@@ -204,7 +210,7 @@ def _put_merged(put: Put, progress: _Progress) -> None:
     for _ in range(_MOST_ATTEMPTS):
         try:
             if is_new:
-                disk.create_below(put.path, put.data)
+                disk.create(put.path, put.data)
                 progress.undo.append(partial(disk.remove, put.path))
                 return
             with disk.hold(put.path) as held:
