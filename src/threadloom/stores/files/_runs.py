@@ -28,7 +28,7 @@ from threadloom.errors import (
 )
 from threadloom.events import EventType, RunEvent, RunLog
 from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
-from threadloom.models import Message, MessageStatus, Run, RunError, RunStatus, RunStep, RunStepStatus
+from threadloom.models import Message, Run, RunError, RunStatus, RunStep
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk, Held
@@ -406,7 +406,9 @@ class Runs(RunFiles):
 
 def _detached(event: RunEvent) -> RunEvent:
     """Return the event with a copy of what a worker handed in, which it may change afterwards."""
-    match event.data:
-        case (RunStep(status=RunStepStatus.IN_PROGRESS) | Message(status=MessageStatus.IN_PROGRESS)) as data:
-            return attrs.evolve(event, data=attrs.evolve(data, metadata=dict(data.metadata)))
+    # What was created is in progress by the next event.
+    if event.type in {EventType.STEP_IN_PROGRESS, EventType.MESSAGE_IN_PROGRESS}:
+        data = event.data
+        assert isinstance(data, RunStep | Message)  # noqa: S101 - by its type
+        return RunEvent(event.number, event.type, event.created_at, attrs.evolve(data, metadata=dict(data.metadata)))
     return event
