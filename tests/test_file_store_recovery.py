@@ -414,7 +414,7 @@ async def main():
             runs = [Run.new(name, model="m") for name in ("t1", "t2")]
             await asyncio.gather(*(store.create_run(run.thread_id, run) for run in runs))
         run = await store.create_run("t1", Run.new("t1", model="m"))
-        plain, _disk.LogFile.append, _disk.Disk._exchange_back = _disk.LogFile.append, broken, broken
+        plain, _disk.LogFile.append, _disk.Rewrite.undo = _disk.LogFile.append, broken, broken
         try:
             await store.update_run_status("t1", run.id, RunStatus.COMPLETED)
         except StoreIOError:

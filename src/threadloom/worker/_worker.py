@@ -150,18 +150,50 @@ class RunWorker:
 
     async def _take_runs(self, worker_id: str) -> None:
         failures = 0
+        at_once = 1
         while self._stopper is None:  # a store that had a claim in hand may have taken the cancellation for itself
-            await self._slots.acquire()
+            wanted = await self._free_slots(at_once)
             try:
-                claim = await self._store.claim_run(worker_id, adopt=self._adopt)
+                taken = await self._take(worker_id, wanted)
             except Exception:  # whatever it is, a worker that takes no runs any more would be worse
                 failures += 1
-                self._slots.release()
+                at_once = 1
                 logger.exception("claim failed", extra={"worker_id": worker_id})
                 await self._store.clock.sleep(STORE_PATIENCE.delay_after(failures))
             else:
                 failures = 0
-                self._start_run(claim)
+                # As long as there are so many, more are asked for, which go to the store's disk together.
+                at_once = min(2 * wanted, self._concurrency) if taken == wanted else 1
+
+    async def _free_slots(self, most: int) -> int:
+        """Wait until a slot is free, take it, and with it others that are free, and return how many."""
+        await self._slots.acquire()
+        taken = 1
+        while taken < most and not self._slots.locked():
+            await self._slots.acquire()
+            taken += 1
+        return taken
+
+    async def _take(self, worker_id: str, wanted: int) -> int:
+        """Start so many runs, and return how many there were: at least one where one was wanted, which is waited for.
+
+        What was taken is started, or put back, also where something has failed. Slots for what was not are given back.
+        """
+        take = self._store.claim_run if wanted == 1 else self._store.try_claim_run
+        tasks = [asyncio.create_task(take(worker_id, adopt=self._adopt)) for _ in range(wanted)]
+        cancelled = await finish(*tasks, when_cancelled=lambda: [task.cancel() for task in tasks])
+        failures = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+        claims = [task.result() for task in tasks if not task.cancelled() and task.exception() is None]
+        taken = [claim for claim in claims if claim is not None]
+        for claim in taken:
+            self._start_run(claim)
+        for _ in range(wanted - len(taken)):
+            self._slots.release()
+        if cancelled is not None:
+            raise cancelled
+        for error in failures:
+            raise error
+        return len(taken)
 
     def _start_run(self, claim: Claim) -> None:
         keeper = RunKeeper(self._store, claim, self._options)
