@@ -8,9 +8,21 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import attrs
 import pytest
 
-from threadloom import EventType, FileStore, LeaseLostError, Message, Run, RunStatus, RunWrite, Thread
+from threadloom import (
+    EventType,
+    FileStore,
+    LeaseLostError,
+    Message,
+    MessageDelta,
+    MessageStatus,
+    Run,
+    RunStatus,
+    RunWrite,
+    Thread,
+)
 
 PROCESSES = 4
 
@@ -305,3 +317,22 @@ async def test_the_last_page_of_a_long_thread_is_read_from_the_end(store, thread
     assert list(newer) == list(page)
     assert page.has_more
     assert read < 1_000_000 < log.stat().st_size / 10
+
+
+async def test_another_store_hears_of_each_word_though_the_log_of_its_writer_stays_open(store, thread):
+    run = await store.create_run(thread.id, Run.new(thread.id, model="m"))
+    claim = await store.claim_run("worker")
+    message = attrs.evolve(
+        Message.assistant(thread.id, "", run_id=run.id), status=MessageStatus.IN_PROGRESS, content=()
+    )
+    await store.write_run(claim.lease, RunWrite(items=(message,)))
+    async with FileStore(store.root, durability="process") as other, asyncio.timeout(10):  # before it looks by itself
+        following = other.events(thread.id, run.id)
+        while (await anext(following)).type is not EventType.MESSAGE_IN_PROGRESS:
+            pass
+        for word in ("never", "mind", "the", "gap"):
+            heard = asyncio.create_task(anext(following))
+            await other.list_messages(thread.id)  # by now it listens
+            await store.write_run(claim.lease, RunWrite(items=(MessageDelta(message.id, word),)))
+            assert (await heard).data == MessageDelta(message.id, word)
+        await following.aclose()

@@ -85,7 +85,7 @@ class Watch:
         if directory in self._watched:
             return self._watched[directory]
         mask = asyncinotify.Mask
-        kinds = mask.CLOSE_WRITE | mask.MOVED_TO | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR
+        kinds = mask.MODIFY | mask.CLOSE_WRITE | mask.MOVED_TO | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR
         try:
             handle = self._inotify.add_watch(directory, kinds)
         except OSError as error:
