@@ -112,6 +112,12 @@ class Held:
             self.placed.close()
             self.placed = None
 
+    def let_go(self) -> None:
+        """Keep neither this one nor what was placed in its stead."""
+        self._keep = None
+        if self.placed is not None:
+            self.placed.let_go()
+
     def close(self) -> None:
         """Let go of the inode."""
         os.close(self._fd)
@@ -198,6 +204,10 @@ class Disk:
     def close(self) -> None:
         """Let go of the records that are kept."""
         self._held.close()
+
+    def drop(self, directory: str) -> None:
+        """Let go of the records that are kept below a directory."""
+        self._held.drop(directory)
 
     def hold(self, path: str) -> Held:
         """Return the record at ``path`` as it is before a change; ``FileNotFoundError`` where there is none.

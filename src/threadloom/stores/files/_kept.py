@@ -44,6 +44,11 @@ class Kept(Generic[C]):
         if len(self._items) > self._most:
             self._items.popitem(last=False)[1].close()
 
+    def drop(self, directory: str) -> None:
+        """Close those below a directory: what is deleted there takes up space for as long as it is open."""
+        for path in [path for path in self._items if path.startswith(directory)]:
+            self._items.pop(path).close()
+
     def close(self) -> None:
         """Close all."""
         while self._items:

@@ -52,6 +52,10 @@ class Logs:
         """Let go of those that are kept."""
         self._kept.close()
 
+    def drop(self, directory: str) -> None:
+        """Let go of those below a directory."""
+        self._kept.drop(directory)
+
     def end(self, path: str) -> int:
         """Return where the next line of a log is going to begin, once what is unterminated at its end has been judged.
 

@@ -195,6 +195,7 @@ class Runs(RunFiles):
                 self._disk.sync(self._layout.root)
                 self._disk.sync(self._layout.trash)
             self.turns.forget(thread_id)
+            self._drop(self._layout.thread(thread_id))
             # The lock goes with the directory, and says that somebody is at it.
             self._disk.remove_tree(trash)
         return run_ids
@@ -334,8 +335,18 @@ class Runs(RunFiles):
         def then() -> None:
             self._learn(plan, known)
             self._requeue(plan.old, plan.run)
+            if plan.run.status.is_terminal:
+                self._drop(self._layout.run(plan.run.thread_id, plan.run.id))
+                for write in plan.record:
+                    if write.held is not None:
+                        write.held.let_go()
 
         return then
+
+    def _drop(self, directory: str) -> None:
+        """Let go of what is kept open below a directory in which there is no more to do."""
+        self._disk.drop(f"{directory}/")
+        self._logs.drop(f"{directory}/")
 
     def settle_what_came_past(self, plan: Planned) -> Work[None]:
         """Let a run that was forced past our lock, after its record and before its events, end as it was forced to."""
