@@ -6,8 +6,7 @@ replaced by a new one. The processor time of the idle worker is what the kernel 
 
 The peers are those that can cancel what is running, each in the way that it documents: arq by ``abort``, with a worker
 that has ``allow_abort_jobs``; SAQ by ``abort``; procrastinate by ``cancel_job_by_id_async(abort=True)``; pgqueuer by
-``mark_job_as_cancelled``, in the job's scope; DBOS by ``cancel_workflow``, in a preemptible step. taskiq and huey have no
-way.
+``mark_job_as_cancelled``, in the job's scope; DBOS by ``cancel_workflow``, in a preemptible step.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Draw the main table of ``store.py``, whole runs with 64 at once, from the JSON file that ``--json`` wrote, as SVG.
+"""Draw the main tables of ``store.py``, whole runs with 64 at once, as SVG, from the JSON file that ``--json`` wrote.
 
-The same figures give the same bytes.
+The same figures give the same bytes. "power" on tmpfs is left out, for nothing there outlives a power cut.
 """
 
 from __future__ import annotations
@@ -14,59 +14,69 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-OURS, PEER, LIMIT, INK = "#0072b2", "#b8b8b8", "#e69f00", "#222222"  # of Okabe and Ito, told apart by anyone
-MAIN = re.compile(r'64 at once, durability "(?P<durability>\w+)", (?P<place>.*)')
+MAIN = re.compile(r'64 at once, durability "(\w+)", (.*)')
+INK, FAINT = "#222222", "#d8d8d8"
+# A colour (of Okabe and Ito, whom anyone can tell apart) and a shape for each kind of way.
+KINDS = {
+    "threadloom": ("#0072b2", "o"),
+    "bare calls of the system: no locks, no events, no queue": ("#d55e00", "D"),
+    "what one would take instead": ("#767676", "s"),
+}
 
 
-def draw(tables: list[dict[str, Any]], made_at: str, machine: dict[str, Any]) -> Figure:
-    """Return the picture: a panel for each place and durability, a bar for each way."""
-    panels = [(found, table["rows"]) for table in tables if (found := MAIN.search(table["title"]))]
-    heights = [len(rows) + 1.6 for _, rows in panels]
-    figure = Figure(figsize=(8.6, 0.27 * sum(heights) + 1.3), layout="constrained")
+def kind(way: str) -> tuple[str, str]:
+    """Return the colour and the shape of a way."""
+    ours, bare, peers = KINDS.values()
+    if way.startswith("threadloom"):
+        return ours
+    return bare if way.startswith(("os calls", "the same in C")) else peers
+
+
+def draw(store: dict[str, Any]) -> Figure:
+    """Return the picture: a panel for each place and durability, and a line in it for each way."""
+    panels = [(*found.groups(), table["rows"]) for table in store["tables"] if (found := MAIN.search(table["title"]))]
+    panels = [panel for panel in panels if panel[:2] != ("power", "tmpfs")]
+    heights = [len(rows) + 1 for _, _, rows in panels]
+    figure = Figure(figsize=(9, 0.26 * sum(heights) + 1.9), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (found, rows) in zip(axes, panels, strict=True):
-        panel(axis, f'durability "{found["durability"]}", {found["place"]}', rows)
-    axes[-1].set_xlabel("milliseconds of the clock for a run of 11 operations, log scale: less is better", color=INK)
-    figure.suptitle("Whole runs, 64 at once", x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
-    told = f"{made_at[:10]}, {machine['processors']} processors. Behind x: how many times as fast threadloom is."
-    figure.supxlabel(
-        f"Medians of rounds in turn, with their extremes. {told}", x=0.012, ha="left", fontsize=8, color=INK
-    )
+    for axis, (durability, place, rows) in zip(axes, panels, strict=True):
+        axis.set_title(f'"{durability}", {place}', loc="left", fontsize=10, fontweight="bold", color=INK)
+        panel(axis, rows)
+    axes[0].text(1.02, 1.04, "threadloom: times as fast", transform=axes[0].transAxes, fontsize=8.5, color=INK)
+    axes[-1].set_xlabel("milliseconds a run of 11 operations, 64 runs at once (log scale: left is faster)", color=INK)
+    shapes = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=name)
+        for name, (colour, marker) in KINDS.items()
+    ]
+    figure.legend(handles=shapes, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
+    system = f"{store['machine']['processors']} processors, Python {store['versions']['python']}"
+    figure.supxlabel(f"{store['made_at'][:10]}, {system}", x=0.99, ha="right", fontsize=7.5, color=INK)
     return figure
 
 
-def panel(axis: Axes, title: str, rows: list[dict[str, Any]]) -> None:
+def panel(axis: Axes, rows: list[dict[str, Any]]) -> None:
     """Draw the ways of one table, the first on top."""
     for place, row in enumerate(rows):
+        colour, marker = kind(row["name"])
         milliseconds = row["each"] * 1e3
-        colour = OURS if row["name"].startswith("threadloom") else LIMIT if is_limit(row["name"]) else PEER
-        axis.barh(place, milliseconds, height=0.72, color=colour)
-        ratio = f"   x {row['ratio']['median']:.2g}" if "ratio" in row else ""
-        axis.annotate(
-            f"{milliseconds:.2g} ms{ratio}",
-            (milliseconds, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-            color=INK,
-        )
-    axis.set_title(title, loc="left", fontsize=10, color=INK)
+        axis.plot(milliseconds, place, color=colour, marker=marker, markersize=7, linestyle="")
+        told = f"{milliseconds:.2g}"
+        axis.annotate(told, (milliseconds, place), (7, 0), textcoords="offset points", va="center", fontsize=8.5)
+        if ratio := row.get("ratio"):
+            spread = f"{ratio['median']:.2g}  ({ratio['least']:.2g} to {ratio['most']:.2g})"
+            axis.text(1.02, place, spread, transform=axis.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)
     axis.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9, color=INK)
-    axis.tick_params(axis="y", length=0)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-    axis.margins(x=0.12)
-    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.margins(x=0.1)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.tick_params(length=0)
+    axis.tick_params(which="minor", length=0)
+    axis.grid(color=FAINT, linewidth=0.6)
     axis.set_axisbelow(True)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-
-
-def is_limit(name: str) -> bool:
-    """Whether a way is the bare calls of the system, which keep no promise of ours."""
-    return name.startswith(("os calls", "the same in C"))
+    axis.spines[:].set_visible(False)
 
 
 def main() -> None:
@@ -76,10 +86,9 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="the SVG file to write")
     options = parser.parse_args()
     store = json.loads(options.figures.read_text())["store"]
-    # Text stays text, ids come from a salt and not from chance, and no date is noted.
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "threadloom", "font.family": "sans-serif"})
-    figure = draw(store["tables"], store["made_at"], store["machine"])
-    figure.savefig(options.picture, format="svg", metadata={"Date": None})
+    # Text stays text, and names within the file come from the salt and not from chance.
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "threadloom"})
+    draw(store).savefig(options.picture, format="svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
