@@ -18,7 +18,7 @@ from typing import Any
 from _peer import CANCELLED, NOTE, NOTES, Canceller
 from _peer_turn import until_noted, worker
 
-TURN_S = 5.0
+TURN_S = 2.5
 
 
 async def turn(peer: Any, active: int, samples: int) -> list[float]:

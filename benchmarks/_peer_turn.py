@@ -25,7 +25,7 @@ from _peer import CONCURRENCY, NOTE, NOTES, Client, Peer
 
 PATIENCE_S = 40.0
 LOOK_S = 0.0005
-IDLE_S = 6.0  # all of the single runs together, for a peer that only looks now and then
+IDLE_S = 3.0  # all of the single runs together, for a peer that only looks now and then
 
 
 async def turn(peer: Peer, batch: int, fed: int, single: int) -> dict[str, list[float] | float]:

@@ -30,6 +30,7 @@ class Peer:
     packages: Sequence[str] = ()
     has_power: bool = True
     share: float = 1.0  # of the runs that others get, for one that would take minutes
+    is_main: bool = True  # whether it is in all tables, and not in one only
     is_quick: bool = True
     to_reach: float | None = None  # how many times as fast we want to be
 

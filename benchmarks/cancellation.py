@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,12 +139,11 @@ def busy_ns(process: int) -> int:
 
 def compare(options: argparse.Namespace, directory: Path, found: dict[str, Fresh | str]) -> dict[str, Any]:
     """Measure in turn, print the table, and return it."""
-    actives = (1, 100, 1000)
-    durabilities: tuple[Durability, ...] = ("process",) if options.quick else ("process", "power")
-    rows = [Row(OURS, durability, active) for active in actives for durability in durabilities]
-    rows += [] if options.quick else [Row(peer, "process", COMPARED_AT) for peer in PEERS]
+    rows = [Row(OURS, "process", active) for active in ([COMPARED_AT] if options.quick else [1, COMPARED_AT, 1000])]
+    if not options.quick:
+        rows += [Row(OURS, "power", 1000), *(Row(peer, "process", COMPARED_AT) for peer in PEERS)]
     measure(rows, found, directory, 1 if options.quick else options.rounds)
-    share = asyncio.run(idle_share(Path(tempfile.mkdtemp(dir=directory)), 3 if options.quick else 10))
+    share = asyncio.run(idle_share(Path(tempfile.mkdtemp(dir=directory)), 2 if options.quick else 10))
     title = f"Cancellation from another process, {file_system(directory)}"
     table = RichTable(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
@@ -168,10 +168,12 @@ def compare(options: argparse.Namespace, directory: Path, found: dict[str, Fresh
 
 def main() -> None:
     """Run the benchmark."""
-    options = arguments(__doc__, rounds=3).parse_args()
+    options = arguments(__doc__, rounds=2).parse_args()
     directory = options.directory.resolve()
-    with servers(directory) as found, tempfile.TemporaryDirectory(dir=directory, prefix="bench-") as place:
-        table = compare(options, Path(place), {} if options.quick else found)
+    with ExitStack() as stack:
+        found = {} if options.quick else stack.enter_context(servers(directory))
+        place = stack.enter_context(tempfile.TemporaryDirectory(dir=directory, prefix="bench-"))
+        table = compare(options, Path(place), found)
     if options.json:
         packages = {name for peer in PEERS for name in (peer.module, *peer.packages)}
         write_json(options.json, "cancellation", [table], sorted(name for name in packages if is_installed(name)))

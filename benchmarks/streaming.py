@@ -74,11 +74,12 @@ def main() -> None:
     rounds, sizes = (1, SIZES_QUICK) if options.quick else (options.rounds, SIZES)
     tables: list[dict[str, Any]] = []
     with places(options.directory) as found:
-        for place in found:
+        for place in found[-1:] if options.quick else found:
             for table in throughput(place, rounds, sizes):
                 table.show()
                 tables.append(table.as_json())
-        tables.append(first_words(found[-1], rounds, runs=20 if options.quick else 50))
+        if not options.quick:
+            tables.append(first_words(found[-1], rounds, runs=50))
     CONSOLE.print(f"Medians of {rounds} rounds in turn; ratios of speed with their extremes over the rounds.")
     if options.json is not None:
         write_json(options.json, "streaming", tables, ["aiohttp", "redis"])

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _rounds import CONSOLE, Ratio, Turn, arguments, file_system, quantile, write_json
+from _rounds import CONSOLE, Place, Ratio, Turn, arguments, places, quantile, write_json
 from _servers import Durability, commits, syncs
 from _turns import Fresh, Peer, address, is_installed, missing, servers, take_turn
 from rich import box
@@ -26,22 +26,23 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 IDLE_P50_MS, IDLE_P99_MS = 3.0, 10.0
+DURABILITIES: tuple[Durability, ...] = ("process", "power")
 
 
 PEERS = (
     Peer("threadloom"),
-    Peer("arq", "redis", share=0.5, is_quick=False, to_reach=1),
+    Peer("arq", "redis", share=0.15, is_main=False, to_reach=1),
     Peer("arq", "redis", poll_s="0.01", to_reach=1),
     Peer("saq", "redis", to_reach=1),
-    Peer("taskiq", "redis", packages=["taskiq-redis"]),
+    Peer("taskiq", "redis", packages=["taskiq-redis"], is_quick=False),
     Peer("procrastinate", "postgresql", packages=["psycopg"], share=0.5, to_reach=5),
     Peer("pgqueuer", "postgresql", packages=["asyncpg"], to_reach=1),
-    Peer("dbos", "postgresql", share=0.03, is_quick=False, to_reach=5),
-    Peer("dbos", "postgresql", poll_s="0.01", share=0.3, to_reach=5),
-    Peer("huey", has_power=False, share=0.2),
-    Peer("huey", poll_s="0.01", has_power=False, share=0.2),
+    Peer("dbos", "postgresql", share=0.03, is_main=False, to_reach=5),
+    Peer("dbos", "postgresql", poll_s="0.01", share=0.3, is_quick=False, to_reach=5),
+    Peer("huey", has_power=False, share=0.2, is_main=False),
+    Peer("huey", poll_s="0.01", has_power=False, share=0.2, is_quick=False),
 )
-SIZES, SIZES_QUICK = (1000, 500, 60), (200, 100, 20)
+SIZES, SIZES_QUICK = (600, 200, 30), (200, 100, 15)
 
 
 @dataclass
@@ -63,10 +64,10 @@ class Row:
 
 
 def measure(
-    options: argparse.Namespace, durability: Durability, places: Path, found: dict[str, Fresh | str]
+    options: argparse.Namespace, durability: Durability, place: Place, found: dict[str, Fresh | str], *, is_whole: bool
 ) -> list[Row]:
-    """Return a row for each peer, all in turn."""
-    peers = [peer for peer in PEERS if peer.is_quick or not options.quick]
+    """Return a row for each peer, all in turn; without those that look now and then unless it ``is_whole``."""
+    peers = [peer for peer in PEERS if is_whole or (peer.is_main and (peer.is_quick or not options.quick))]
     rows = [Row(peer) for peer in peers if options.only is None or peer.module in {"threadloom", *options.only}]
     rounds, (*many, single) = (1, SIZES_QUICK) if options.quick else (options.rounds, SIZES)
     for row in rows:
@@ -76,12 +77,12 @@ def measure(
         for row in rows[first:] + rows[:first]:
             if row.left_out:
                 continue
-            place = Path(tempfile.mkdtemp(dir=places))
-            url = address(row.peer, found, place, durability)
+            directory = Path(tempfile.mkdtemp(dir=place.directory))
+            url = address(row.peer, found, directory, durability)
             counted = [max(20, round(size * row.peer.share)) for size in many]
             try:
                 settings = {"BENCH_URL": url, "BENCH_DURABILITY": durability}
-                row.turns.append(take_turn("_peer_turn.py", row.peer, [*counted, single], place, **settings))
+                row.turns.append(take_turn("_peer_turn.py", row.peer, [*counted, single], directory, **settings))
             except RuntimeError as error:
                 row.left_out = str(error)
     return rows
@@ -139,23 +140,24 @@ def as_json(title: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 def main() -> None:
     """Print a table for each durability."""
-    parser = arguments(__doc__, rounds=3)
+    parser = arguments(__doc__, rounds=2)
     parser.add_argument("--only", nargs="+", metavar="PEER", help="only these beside threadloom")
-    parser.add_argument("--durability", choices=("power", "process"), help="only this one")
     options = parser.parse_args()
-    directory = options.directory.resolve()
     tables = []
-    with servers(directory) as found, tempfile.TemporaryDirectory(dir=directory, prefix="bench-") as places:
-        durabilities: tuple[Durability, ...] = ("process", "power")
-        for durability in durabilities:
-            if durability == (options.durability or ("process" if options.quick else durability)):
-                rows = measure(options, durability, Path(places), found)
-                title = (
-                    f'Worker, runs that do nothing, "{durability}", {file_system(directory)}: PostgreSQL with'
-                    f" synchronous_commit={commits(durability)}, Redis with appendfsync={syncs(durability)}"
-                )
-                show(title, rows)
-                tables.append(as_json(title, rows))
+    with places(options.directory.resolve()) as found:
+        for place in found[-1:] if options.quick else found:
+            with servers(place.directory.parent) as running:  # the place itself is closed to their user
+                for durability in DURABILITIES:
+                    if durability == "power" and (place.is_memory or options.quick):
+                        continue  # nothing there outlives a power cut
+                    is_whole = durability == "process" and not place.is_memory and not options.quick
+                    rows = measure(options, durability, place, running, is_whole=is_whole)
+                    title = (
+                        f'Worker, runs that do nothing, "{durability}", {place.name}: PostgreSQL with'
+                        f" synchronous_commit={commits(durability)}, Redis with appendfsync={syncs(durability)}"
+                    )
+                    show(title, rows)
+                    tables.append(as_json(title, rows))
     if options.json:
         packages = {name for peer in PEERS for name in (peer.module, *peer.packages)}
         write_json(options.json, "worker", tables, sorted(name for name in packages if is_installed(name)))
