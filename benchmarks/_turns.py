@@ -30,8 +30,7 @@ class Peer:
     packages: Sequence[str] = ()
     has_power: bool = True
     share: float = 1.0  # of the runs that others get, for one that would take minutes
-    is_main: bool = True  # whether it is in all tables, and not in one only
-    is_quick: bool = True
+    tables: int = 3  # 3: it is in all; 2: not in those that are kept short; 1: in the first only
     to_reach: float | None = None  # how many times as fast we want to be
 
     @property

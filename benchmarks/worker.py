@@ -31,16 +31,16 @@ DURABILITIES: tuple[Durability, ...] = ("process", "power")
 
 PEERS = (
     Peer("threadloom"),
-    Peer("arq", "redis", share=0.15, is_main=False, to_reach=1),
+    Peer("arq", "redis", share=0.5, tables=1, to_reach=1),
     Peer("arq", "redis", poll_s="0.01", to_reach=1),
     Peer("saq", "redis", to_reach=1),
-    Peer("taskiq", "redis", packages=["taskiq-redis"], is_quick=False),
+    Peer("taskiq", "redis", packages=["taskiq-redis"], tables=2),
     Peer("procrastinate", "postgresql", packages=["psycopg"], share=0.5, to_reach=5),
     Peer("pgqueuer", "postgresql", packages=["asyncpg"], to_reach=1),
-    Peer("dbos", "postgresql", share=0.03, is_main=False, to_reach=5),
-    Peer("dbos", "postgresql", poll_s="0.01", share=0.3, is_quick=False, to_reach=5),
-    Peer("huey", has_power=False, share=0.2, is_main=False),
-    Peer("huey", poll_s="0.01", has_power=False, share=0.2, is_quick=False),
+    Peer("dbos", "postgresql", share=0.03, tables=1, to_reach=5),
+    Peer("dbos", "postgresql", poll_s="0.01", share=0.3, tables=2, to_reach=5),
+    Peer("huey", has_power=False, share=0.2, tables=1),
+    Peer("huey", poll_s="0.01", has_power=False, share=0.2),
 )
 SIZES, SIZES_QUICK = (600, 200, 30), (200, 100, 15)
 
@@ -64,10 +64,10 @@ class Row:
 
 
 def measure(
-    options: argparse.Namespace, durability: Durability, place: Place, found: dict[str, Fresh | str], *, is_whole: bool
+    options: argparse.Namespace, durability: Durability, place: Place, found: dict[str, Fresh | str], least: int
 ) -> list[Row]:
-    """Return a row for each peer, all in turn; without those that look now and then unless it ``is_whole``."""
-    peers = [peer for peer in PEERS if is_whole or (peer.is_main and (peer.is_quick or not options.quick))]
+    """Return a row for each peer that is in ``least`` tables or more, all in turn."""
+    peers = [peer for peer in PEERS if peer.tables >= least]
     rows = [Row(peer) for peer in peers if options.only is None or peer.module in {"threadloom", *options.only}]
     rounds, (*many, single) = (1, SIZES_QUICK) if options.quick else (options.rounds, SIZES)
     for row in rows:
@@ -150,8 +150,8 @@ def main() -> None:
                 for durability in DURABILITIES:
                     if durability == "power" and (place.is_memory or options.quick):
                         continue  # nothing there outlives a power cut
-                    is_whole = durability == "process" and not place.is_memory and not options.quick
-                    rows = measure(options, durability, place, running, is_whole=is_whole)
+                    least = 3 if place.is_memory or options.quick else 2 if durability == "power" else 1
+                    rows = measure(options, durability, place, running, least)
                     title = (
                         f'Worker, runs that do nothing, "{durability}", {place.name}: PostgreSQL with'
                         f" synchronous_commit={commits(durability)}, Redis with appendfsync={syncs(durability)}"
