@@ -23,7 +23,7 @@ from _rounds import CONSOLE, Place, Table, Turn, Way, arguments, in_turn, places
 from _servers import MissingError, Redis, redis
 from _words import KEEPING, InQueues, Size, Writer, be_writer, in_memory, in_one_process, in_two_processes
 
-SIZES, SIZES_QUICK = (Size(1, 200), Size(100, 10)), (Size(100, 5),)
+SIZES, SIZES_QUICK = (Size(1, 200), Size(100, 10)), (Size(30, 10),)
 
 
 def ways(size: Size, place: Place, server: Redis | None, writer: Writer | None) -> dict[str, Way]:
