@@ -30,7 +30,7 @@ class Peer:
     packages: Sequence[str] = ()
     has_power: bool = True
     share: float = 1.0  # of the runs that others get, for one that would take minutes
-    tables: int = 3  # 3: it is in all; 2: not in those that are kept short; 1: in the first only
+    is_everywhere: bool = True  # and not in the one table only that has all
     to_reach: float | None = None  # how many times as fast we want to be
 
     @property

@@ -31,15 +31,15 @@ DURABILITIES: tuple[Durability, ...] = ("process", "power")
 
 PEERS = (
     Peer("threadloom"),
-    Peer("arq", "redis", share=0.5, tables=1, to_reach=1),
+    Peer("arq", "redis", share=0.5, is_everywhere=False, to_reach=1),
     Peer("arq", "redis", poll_s="0.01", to_reach=1),
     Peer("saq", "redis", to_reach=1),
-    Peer("taskiq", "redis", packages=["taskiq-redis"], tables=2),
+    Peer("taskiq", "redis", packages=["taskiq-redis"], is_everywhere=False),
     Peer("procrastinate", "postgresql", packages=["psycopg"], share=0.5, to_reach=5),
     Peer("pgqueuer", "postgresql", packages=["asyncpg"], to_reach=1),
-    Peer("dbos", "postgresql", share=0.03, tables=1, to_reach=5),
-    Peer("dbos", "postgresql", poll_s="0.01", share=0.3, tables=2, to_reach=5),
-    Peer("huey", has_power=False, share=0.2, tables=1),
+    Peer("dbos", "postgresql", share=0.03, is_everywhere=False, to_reach=5),
+    Peer("dbos", "postgresql", poll_s="0.01", share=0.3, is_everywhere=False, to_reach=5),
+    Peer("huey", has_power=False, share=0.2, is_everywhere=False),
     Peer("huey", poll_s="0.01", has_power=False, share=0.2),
 )
 SIZES, SIZES_QUICK = (600, 200, 30), (200, 100, 15)
@@ -64,10 +64,10 @@ class Row:
 
 
 def measure(
-    options: argparse.Namespace, durability: Durability, place: Place, found: dict[str, Fresh | str], least: int
+    options: argparse.Namespace, durability: Durability, place: Place, found: dict[str, Fresh | str], *, has_all: bool
 ) -> list[Row]:
-    """Return a row for each peer that is in ``least`` tables or more, all in turn."""
-    peers = [peer for peer in PEERS if peer.tables >= least]
+    """Return a row for each peer, all in turn; without those that would take long unless it ``has_all``."""
+    peers = [peer for peer in PEERS if has_all or peer.is_everywhere]
     rows = [Row(peer) for peer in peers if options.only is None or peer.module in {"threadloom", *options.only}]
     rounds, (*many, single) = (1, SIZES_QUICK) if options.quick else (options.rounds, SIZES)
     for row in rows:
@@ -150,8 +150,8 @@ def main() -> None:
                 for durability in DURABILITIES:
                     if durability == "power" and (place.is_memory or options.quick):
                         continue  # nothing there outlives a power cut
-                    least = 3 if place.is_memory or options.quick else 2 if durability == "power" else 1
-                    rows = measure(options, durability, place, running, least)
+                    has_all = durability == "process" and not place.is_memory and not options.quick
+                    rows = measure(options, durability, place, running, has_all=has_all)
                     title = (
                         f'Worker, runs that do nothing, "{durability}", {place.name}: PostgreSQL with'
                         f" synchronous_commit={commits(durability)}, Redis with appendfsync={syncs(durability)}"
