@@ -1,6 +1,7 @@
 # Everything runs in .venv, and each target sets up what it needs of it.
 PYTHON ?= python3
 ARGS ?=
+FIGURES ?= benchmarks.json
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ CLIENTS_READY := $(VENV)/client-2/.ready $(VENV)/client-1/.ready $(VENV)/node/.r
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format demo demo-wire bench bench-quick constraints clean
+.PHONY: help setup test lint format demo demo-wire bench bench-quick bench-chart constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,11 +48,16 @@ bench: $(BENCH_READY) ## Measure it beside what one would take instead (ARGS="--
 	$(BIN)/python benchmarks/store.py $(ARGS)
 	$(BIN)/python benchmarks/worker.py $(ARGS)
 	$(BIN)/python benchmarks/cancellation.py $(ARGS)
-	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/streaming.py $(ARGS)
 
 bench-quick: $(BENCH_READY) ## The same in a minute, and with less to rely on
 	$(BIN)/python benchmarks/store.py --quick $(ARGS)
 	$(BIN)/python benchmarks/worker.py --quick $(ARGS)
+	$(BIN)/python benchmarks/cancellation.py --quick $(ARGS)
+	$(BIN)/python benchmarks/streaming.py --quick $(ARGS)
+
+bench-chart: $(BENCH_READY) ## Draw docs/benchmarks.svg from the figures that make bench wrote (FIGURES=FILE)
+	$(BIN)/python benchmarks/chart.py $(FIGURES) docs/benchmarks.svg
 
 constraints: ## Renew the pins in constraints.txt (with Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from _peer import CONCURRENCY, NOTE, NOTES, Client, Peer
 
 PATIENCE_S = 40.0
 LOOK_S = 0.0005
-IDLE_S = 6.0  # all of the single runs together, for a peer that only looks now and then
+IDLE_S = 3.0  # all of the single runs together, for a peer that only looks now and then
 
 
 async def turn(peer: Peer, batch: int, fed: int, single: int) -> dict[str, list[float] | float]:
@@ -103,7 +104,7 @@ def read(notes: Path, count: int) -> list[tuple[int, int]]:
 
 @contextmanager
 def worker(peer: Peer) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the peer's worker, and end it at the end."""
+    """Run the peer's worker, and kill it at the end."""
     log = Path(f"{NOTES}.log")
     with log.open("wb") as output:
         command = ["setpriv", "--pdeathsig=KILL", "--", *peer.COMMAND]
@@ -111,12 +112,8 @@ def worker(peer: Peer) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
+        os.killpg(process.pid, signal.SIGKILL)  # all that it did was read: some would take seconds to stop
+        process.wait()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
-from _peer import CONCURRENCY, URL, Client, note
+from _peer import CONCURRENCY, URL, Client, note, until_cancelled
 from pgqueuer import AsyncpgDriver, Job, PgQueuer, Queries
 
 
@@ -23,6 +23,12 @@ async def main() -> None:
     """Be the worker. pgqueuer's own command does the same, but trips over the newest typer."""
     worker = PgQueuer(AsyncpgDriver(await asyncpg.connect(URL)))
     worker.entrypoint("noop", concurrency_limit=CONCURRENCY)(_noop)
+
+    async def endless(job: Job) -> None:
+        with worker.qm.get_context(job.id).cancellation:
+            await until_cancelled(json.loads(job.payload))
+
+    worker.entrypoint("endless", concurrency_limit=CONCURRENCY)(endless)
     await worker.run(batch_size=CONCURRENCY)
 
 
@@ -33,9 +39,16 @@ class _Client:
     def __init__(self, connection: asyncpg.Connection, queries: Queries) -> None:
         self._connection = connection
         self._queries = queries
+        self._endless: dict[int, list[int]] = {}
 
     async def put(self, number: int, queued_ns: int) -> None:
         await self._queries.enqueue("noop", json.dumps([number, queued_ns]).encode())
+
+    async def start(self, number: int) -> None:
+        self._endless[number] = await self._queries.enqueue("endless", str(number).encode())
+
+    async def cancel(self, number: int) -> None:
+        await self._queries.mark_job_as_cancelled(self._endless[number])
 
     async def done(self) -> int:
         return int(await self._connection.fetchval("SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'"))

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from _peer import CONCURRENCY, DURABILITY, URL, Client, note
+from _peer import CANCELS, CONCURRENCY, DURABILITY, URL, Client, note, until_cancelled
 
 from threadloom import FileStore, Run, RunContext, RunStatus, RunWorker, Thread
 
@@ -20,6 +20,11 @@ async def noop(ctx: RunContext) -> None:
     note(int(ctx.run.metadata["number"]), int(ctx.run.metadata["queued_ns"]), time.monotonic_ns())
 
 
+async def endless(ctx: RunContext) -> None:
+    """Go on until it is cancelled."""
+    await until_cancelled(int(ctx.run.metadata["number"]))
+
+
 def open_store() -> FileStore:
     """Return the store of the turn."""
     return FileStore(URL, durability="power" if DURABILITY == "power" else "process")
@@ -28,7 +33,7 @@ def open_store() -> FileStore:
 async def main() -> None:
     """Be the worker."""
     async with open_store() as store:
-        await RunWorker(store, noop, concurrency=CONCURRENCY).run_until_stopped()
+        await RunWorker(store, endless if CANCELS else noop, concurrency=CONCURRENCY).run_until_stopped()
 
 
 class _Client:
@@ -36,11 +41,21 @@ class _Client:
         self._store = store
         self._threads = threads
         self._runs: list[Run] = []
+        self._endless: dict[int, Run] = {}
 
     async def put(self, number: int, queued_ns: int) -> None:
         thread_id = self._threads[number].id
         run = Run.new(thread_id, model="any", metadata={"number": str(number), "queued_ns": str(queued_ns)})
         self._runs.append(await self._store.create_run(thread_id, run))
+
+    async def start(self, number: int) -> None:
+        thread = await self._store.create_thread(Thread.new())
+        run = Run.new(thread.id, model="any", metadata={"number": str(number)})
+        self._endless[number] = await self._store.create_run(thread.id, run)
+
+    async def cancel(self, number: int) -> None:
+        run = self._endless[number]
+        await self._store.force_update_run_status(run.thread_id, run.id, RunStatus.CANCELLED)
 
     async def done(self) -> int:
         now = [await self._store.get_run(run.thread_id, run.id) for run in self._runs]

@@ -134,12 +134,13 @@ class Ratio:
 class Table:
     """Rows that took turns; the first is ours, and is compared with each of the others.
 
-    ``to_reach`` are the ratios that we want, by row.
+    ``to_reach`` are the ratios that we want, by row. What is ``counted`` is told by the second, in place of its time.
     """
 
     title: str
     taken: Mapping[str, Sequence[Turn]]
     to_reach: Mapping[str, float] = field(default_factory=dict)
+    counted: str = ""
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the figures of each row, times in seconds."""
@@ -163,14 +164,16 @@ class Table:
         ours = next(iter(self.taken))
         table = RichTable(title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("")
-        for heading in ("µs each", "one takes: ms", "p99", f"{ours}: times as fast", "to reach"):
+        speed = f"{self.counted} a second" if self.counted else "µs each"
+        for heading in (speed, "one takes: ms", "p99", f"{ours}: times as fast", "to reach"):
             table.add_column(heading, justify="right")
         for row in self.rows():
             ratio, to_reach = row.get("ratio"), row.get("to_reach")
             met = (
                 "" if ratio is None or to_reach is None else f"{to_reach:g} {'✓' if ratio.median >= to_reach else '✗'}"
             )
-            times = (f"{row['each'] * 1e6:.0f}", f"{row['p50'] * 1e3:.2f}", f"{row['p99'] * 1e3:.2f}")
+            each = 1 / row["each"] if self.counted else row["each"] * 1e6
+            times = (f"{each:.0f}", f"{row['p50'] * 1e3:.2f}", f"{row['p99'] * 1e3:.2f}")
             table.add_row(escape(row["name"]), *times, "" if ratio is None else str(ratio), met)
         CONSOLE.print(table)
 

@@ -1,8 +1,12 @@
-"""How long a handler goes on after its run was forced to an end in another process, and what an idle worker costs.
+"""How long a handler goes on after its run was cancelled in another process, and what an idle worker costs.
 
 The time begins before the call of ``force_update_run_status`` and ends with the handler's ``CancelledError``, by the
-clock that all processes of the machine share. One run is forced after another while so many are active, and each is
+clock that all processes of the machine share. One run is cancelled after another while so many are active, and each is
 replaced by a new one. The processor time of the idle worker is what the kernel has counted for all its threads.
+
+The peers are those that can cancel what is running, each in the way that it documents: arq by ``abort``, with a worker
+that has ``allow_abort_jobs``; SAQ by ``abort``; procrastinate by ``cancel_job_by_id_async(abort=True)``; pgqueuer by
+``mark_job_as_cancelled``, in the job's scope; DBOS by ``cancel_workflow``, in a preemptible step.
 """
 
 from __future__ import annotations
@@ -10,176 +14,169 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _peer import DURABILITY, NOTE, URL, note
-from _rounds import arguments, file_system, quantile, write_json
+from _rounds import CONSOLE, Ratio, Turn, arguments, file_system, quantile, write_json
 from _servers import Durability
+from _turns import Fresh, Peer, address, is_installed, missing, servers, take_turn
 from rich import box
-from rich import print as rich_print
+from rich.markup import escape
 from rich.table import Table as RichTable
 
-from threadloom import FileStore, Run, RunContext, RunStatus, RunWorker, Thread
+from threadloom import FileStore, Run, Thread
 
 TO_REACH_MS = 10.0
 IDLE_TO_REACH = 0.001
 PATIENCE_S = 60.0
-STARTED, CANCELLED = range(2)
+SAMPLES = 100
+COMPARED_AT = 100  # active runs
 
-
-async def wait_for_ever(ctx: RunContext) -> None:
-    """Say when the run is started, and when it is cancelled."""
-    number = int(ctx.run.metadata["number"])
-    note(number, STARTED, time.monotonic_ns())
-    try:
-        await asyncio.Event().wait()
-    except asyncio.CancelledError:
-        note(number, CANCELLED, time.monotonic_ns())
-        raise
-
-
-async def work(concurrency: int) -> None:
-    """Be the worker."""
-    async with FileStore(URL, durability="power" if DURABILITY == "power" else "process") as store:
-        await RunWorker(store, wait_for_ever, concurrency=concurrency).run_until_stopped()
+OURS = Peer("threadloom")
+PEERS = (
+    Peer("arq", "redis"),
+    Peer("arq", "redis", poll_s="0.01"),
+    Peer("saq", "redis"),
+    Peer("procrastinate", "postgresql", packages=["psycopg"]),
+    Peer("pgqueuer", "postgresql", packages=["asyncpg"]),
+    Peer("dbos", "postgresql", poll_s="0.01"),
+)
 
 
 @dataclass
-class Beside:
-    """A worker in another process, and the notes that it leaves."""
+class Row:
+    """What the turns of a peer came to, with so many active runs."""
 
-    notes: Path
-    process: subprocess.Popen[bytes]
+    peer: Peer
+    durability: Durability
+    active: int
+    turns: list[Turn] = field(default_factory=list)
+    left_out: str = ""
 
-    async def until_noted(self, count: int) -> list[tuple[int, ...]]:
-        """Return so many notes, when they are there."""
-        async with asyncio.timeout(PATIENCE_S):
-            while self.notes.stat().st_size < count * NOTE.size and self.process.poll() is None:  # noqa: ASYNC110
-                await asyncio.sleep(0.0005)
-        return list(NOTE.iter_unpack(self.notes.read_bytes()))
+    @property
+    def name(self) -> str:
+        """The row's name."""
+        return f'{self.peer.name}, "{self.durability}", {self.active} active'
 
-    def busy_ns(self) -> int:
-        """Return the nanoseconds for which the process had a processor."""
-        threads = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
-        return sum(int(file.read_text().split()[0]) for file in threads)
+    def as_json(self, to: Row | None) -> dict[str, Any]:
+        """Return the figures, times in seconds, and how many times as fast ``to`` is."""
+        if self.left_out:
+            return {"name": self.name, "left_out": self.left_out}
+        seconds = [second for turn in self.turns for second in turn.latencies]
+        ratio = None if to is None or to.left_out else Ratio.of(to.turns, self.turns)
+        return {
+            "name": self.name,
+            "p50": statistics.median(seconds),
+            "p99": quantile(seconds, 0.99),
+            "most": max(seconds),
+            "counted": len(seconds),
+            "ratio": ratio,
+        }
 
 
-@asynccontextmanager
-async def worker_beside(place: Path, durability: Durability, concurrency: int) -> AsyncIterator[Beside]:
-    """Run a worker in another process."""
+def measure(rows: list[Row], found: dict[str, Fresh | str], places: Path, rounds: int) -> None:
+    """Give each row its turns, all in turn."""
+    for row in rows:
+        row.left_out = missing(row.peer, found.get(row.peer.server, lambda _: ""), row.durability)
+    for number in range(rounds):
+        first = number % len(rows)
+        for row in rows[first:] + rows[:first]:
+            if row.left_out:
+                continue
+            place = Path(tempfile.mkdtemp(dir=places))
+            settings = {
+                "BENCH_URL": address(row.peer, found, place, row.durability),
+                "BENCH_DURABILITY": row.durability,
+                "BENCH_CONCURRENCY": str(row.active + 1),
+                "BENCH_CANCELS": "yes",
+            }
+            try:
+                seconds = take_turn("_cancel_turn.py", row.peer, [row.active, SAMPLES], place, **settings)
+            except RuntimeError as error:
+                row.left_out = str(error)
+            else:
+                row.turns.append(Turn(statistics.median(seconds), seconds))
+
+
+async def idle_share(place: Path, seconds: float) -> float:
+    """Return the share of a processor that a worker takes that has done a run and has nothing more to do."""
     notes = place / "notes"
     notes.touch()
-    about = {"BENCH_URL": str(place / "store"), "BENCH_NOTES": str(notes), "BENCH_DURABILITY": durability}
-    command = [sys.executable, __file__, "--worker", str(concurrency)]
-    process = subprocess.Popen(["setpriv", "--pdeathsig=KILL", "--", *command], env={**os.environ, **about})
-    try:
-        yield Beside(notes, process)
-    finally:
-        process.kill()
-        process.wait()
-
-
-async def measure(place: Path, durability: Durability, active: int, samples: int) -> list[float]:
-    """Return the seconds that each of so many cancellations took with so many active runs."""
-    async with FileStore(place / "store", durability=durability) as store:
-        runs: list[Run] = []
-
-        async def start() -> None:
-            thread = await store.create_thread(Thread.new())
-            run = Run.new(thread.id, model="any", metadata={"number": str(len(runs))})
-            runs.append(run)
-            await store.create_run(thread.id, run)
-
-        forced: dict[int, int] = {}
-        async with worker_beside(place, durability, active + 1) as beside:
-            await asyncio.gather(*[start() for _ in range(active)])
-            await beside.until_noted(active)
-            alive = list(range(active))
-            for count in range(1, samples + 1):
-                await asyncio.sleep(random.uniform(0.005, 0.02))  # noqa: S311 - out of step with whatever has a step
-                number = alive.pop(random.randrange(len(alive)))  # noqa: S311
-                run = runs[number]
-                forced[number] = time.monotonic_ns()
-                await store.force_update_run_status(run.thread_id, run.id, RunStatus.CANCELLED)
-                alive.append(len(runs))
-                await start()
-                noted = await beside.until_noted(active + 2 * count)
-    ended = {number: at for number, kind, at in noted if kind == CANCELLED}
-    if ended.keys() != forced.keys():
-        raise SystemExit(f"{len(forced)} runs were forced, and {len(ended)} handlers cancelled")
-    return [(ended[number] - begun) / 1e9 for number, begun in forced.items()]
-
-
-async def idle(place: Path, durability: Durability, seconds: float) -> float:
-    """Return the share of a processor that a worker takes that has nothing to do."""
-    opened = FileStore(place / "store", durability=durability)
-    async with opened as store, worker_beside(place, durability, 10) as beside:
+    about = {"BENCH_URL": str(place / "store"), "BENCH_NOTES": str(notes)}
+    command = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        "--",
+        sys.executable,
+        str(Path(__file__).with_name("_peers_threadloom.py")),
+    ]
+    async with FileStore(place / "store", durability="process") as store:
         thread = await store.create_thread(Thread.new())
-        await store.create_run(thread.id, run := Run.new(thread.id, model="any", metadata={"number": "0"}))
-        await beside.until_noted(1)
-        await store.force_update_run_status(thread.id, run.id, RunStatus.CANCELLED)
-        await beside.until_noted(2)
-        await asyncio.sleep(1)
-        begun, busy = time.monotonic_ns(), beside.busy_ns()
-        await asyncio.sleep(seconds)
-        return (beside.busy_ns() - busy) / (time.monotonic_ns() - begun)
+        run = Run.new(thread.id, model="any", metadata={"number": "0", "queued_ns": "0"})
+        await store.create_run(thread.id, run)
+        with subprocess.Popen(command, env={**os.environ, **about}) as worker:
+            try:
+                await store.wait_for_run(thread.id, run.id)
+                await asyncio.sleep(1)
+                begun, busy = time.monotonic_ns(), busy_ns(worker.pid)
+                await asyncio.sleep(seconds)
+                return (busy_ns(worker.pid) - busy) / (time.monotonic_ns() - begun)
+            finally:
+                worker.kill()
 
 
-def compare(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+def busy_ns(process: int) -> int:
+    """Return the nanoseconds for which a process had a processor."""
+    return sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{process}/task").glob("*/schedstat"))
+
+
+def compare(options: argparse.Namespace, directory: Path, found: dict[str, Fresh | str]) -> dict[str, Any]:
     """Measure in turn, print the table, and return it."""
-    rounds, samples = (1, 50) if options.quick else (options.rounds, 200)
-    durabilities: tuple[Durability, ...] = ("process", "power")
-    took: dict[tuple[Durability, int], list[float]] = {}
-    for _ in range(rounds):
-        for active in (1, 100, 1000):
-            for durability in durabilities:
-                place = Path(tempfile.mkdtemp(dir=directory))
-                took.setdefault((durability, active), []).extend(
-                    asyncio.run(measure(place, durability, active, samples))
-                )
-    share = asyncio.run(idle(Path(tempfile.mkdtemp(dir=directory)), "process", 5 if options.quick else 20))
+    rows = [Row(OURS, "process", active) for active in ([COMPARED_AT] if options.quick else [1, COMPARED_AT, 1000])]
+    if not options.quick:
+        rows += [Row(OURS, "power", 1000), *(Row(peer, "process", COMPARED_AT) for peer in PEERS)]
+    measure(rows, found, directory, 1 if options.quick else options.rounds)
+    share = asyncio.run(idle_share(Path(tempfile.mkdtemp(dir=directory)), 2 if options.quick else 10))
     title = f"Cancellation from another process, {file_system(directory)}"
-    table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for heading in ("ms p50", "p99", "most", "counted", "p99 to reach"):
+    table = RichTable(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for heading in ("ms p50", "p99", "most", "counted", "p99 to reach", "threadloom: times as fast"):
         table.add_column(heading, justify="right")
-    rows = []
-    for (durability, active), seconds in took.items():
-        row = {"name": f'"{durability}", {active} active', "p50": statistics.median(seconds), "counted": len(seconds)}
-        row |= {"p99": quantile(seconds, 0.99), "most": max(seconds)}
-        met = f"{TO_REACH_MS:g} {'✓' if quantile(seconds, 0.99) * 1e3 <= TO_REACH_MS else '✗'}"
-        times = [f"{value * 1e3:.2f}" for value in (statistics.median(seconds), quantile(seconds, 0.99), max(seconds))]
-        table.add_row(str(row["name"]), *times, str(len(seconds)), met)
-        rows.append(row)
-    rich_print(table)
+    (base,) = [row for row in rows if (row.peer, row.durability, row.active) == (OURS, "process", COMPARED_AT)]
+    figures = [row.as_json(None if row.peer is OURS else base) for row in rows]
+    for row, told in zip(rows, figures, strict=True):
+        if row.left_out:
+            CONSOLE.print(f"{row.name} is left out: {escape(row.left_out)}")
+            continue
+        met = "✓" if told["p99"] * 1e3 <= TO_REACH_MS else "✗"
+        times = [f"{told[key] * 1e3:.2f}" for key in ("p50", "p99", "most")]
+        to_reach = f"{TO_REACH_MS:g} {met}" if row.peer is OURS else ""
+        table.add_row(row.name, *times, str(told["counted"]), to_reach, str(told["ratio"] or ""))
+    CONSOLE.print(table)
     met = "✓" if share <= IDLE_TO_REACH else "✗"
-    rich_print(f"An idle worker takes {share:.3%} of a processor; to reach: {IDLE_TO_REACH:.1%} {met}")
-    return {"title": title, "rows": rows, "idle_share": share}
+    CONSOLE.print(f"An idle worker takes {share:.3%} of a processor; to reach: {IDLE_TO_REACH:.1%} {met}")
+    as_json = [told | ({"ratio": vars(told["ratio"])} if told.get("ratio") else {}) for told in figures]
+    return {"title": title, "rows": as_json, "idle_share": share}
 
 
 def main() -> None:
-    """Run the benchmark, or be its worker."""
-    parser = arguments(__doc__, rounds=2)
-    parser.add_argument("--worker", type=int, metavar="CONCURRENCY", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker is not None:
-        asyncio.run(work(options.worker))
-        return
+    """Run the benchmark."""
+    options = arguments(__doc__, rounds=2).parse_args()
     directory = options.directory.resolve()
-    with tempfile.TemporaryDirectory(dir=directory, prefix="bench-") as place:
-        table = compare(options, Path(place))
+    with ExitStack() as stack:
+        found = {} if options.quick else stack.enter_context(servers(directory))
+        place = stack.enter_context(tempfile.TemporaryDirectory(dir=directory, prefix="bench-"))
+        table = compare(options, Path(place), found)
     if options.json:
-        write_json(options.json, "cancellation", [table], [])
+        packages = {name for peer in PEERS for name in (peer.module, *peer.packages)}
+        write_json(options.json, "cancellation", [table], sorted(name for name in packages if is_installed(name)))
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ def whole_runs(program: Path, place: Place, rounds: int, *, is_quick: bool) -> I
 
 def main() -> None:
     """Run the benchmark and print its tables."""
-    parser = arguments(__doc__, rounds=5)
+    parser = arguments(__doc__, rounds=3)
     options = parser.parse_args()
-    rounds = 2 if options.quick else options.rounds
+    rounds = 1 if options.quick else options.rounds
     tables: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory, places(options.directory) as found:
         program = compiled(Path(directory))

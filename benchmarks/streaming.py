@@ -1,155 +1,88 @@
-"""How long a word takes from a handler's ``write`` to the client: the first of a run, on an idle server.
+"""Words a second from a handler to a reader, and how long the first word of a run takes to a client of the server.
 
-The word is the moment at which it was written, by the monotonic clock that all processes of the machine share, and the
-client, in a process of its own, subtracts it from the moment at which it has the frame. Runs come one after the other,
-each in a new thread. ``beside`` is a worker in a third process on the same files, so that the server hears of the word
-by inotify; otherwise the worker is the server's own.
+The reader follows the run's events, in the worker's process or in another one, with one run and with 100 at once. At
+"power" a message is synced when it ends; its words are not. The peers:
+
+* ``asyncio.Queue`` is what handing words from task to task costs at the least: it stores nothing, and knows one
+  process only.
+* Redis streams, by XADD and XREAD with BLOCK, keep the words for whoever reads later, in any process; the log is synced
+  each second, as by Redis's defaults. Its publish and subscribe is no peer: a reader that was cut off misses words.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import statistics
-import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
-from aiohttp import ClientSession, web
+from _first_words import first_words
+from _rounds import CONSOLE, Place, Table, Turn, Way, arguments, in_turn, places, write_json
+from _servers import MissingError, Redis, redis
+from _words import KEEPING, InQueues, Size, Writer, be_writer, in_memory, in_one_process, in_two_processes
 
-from threadloom import Assistant, FileStore, MemoryStore, RunContext, RunWorker, ThreadStore
-from threadloom.web import create_app
-
-WARM_UP = 20
-LIMIT_MS = 20.0
+SIZES, SIZES_QUICK = (Size(1, 200), Size(100, 10)), (Size(30, 10),)
 
 
-async def answer(ctx: RunContext) -> None:
-    """Say what time it is."""
-    async with ctx.message() as message:
-        await message.write(str(time.monotonic_ns()))
+def ways(size: Size, place: Place, server: Redis | None, writer: Writer | None) -> dict[str, Way]:
+    """Return what is compared at a place, in one process or with a writer in another one."""
+
+    def by(name: str, *where: str) -> Turn:
+        if writer is not None:
+            return in_two_processes(writer, name, where, size)
+        return in_one_process(partial(KEEPING[name], *where), size)
+
+    compared: dict[str, Way] = {
+        "threadloom": lambda root: by("files", str(root), "process"),
+    }
+    if not place.is_memory:
+        compared['threadloom, "power"'] = lambda root: by("files", str(root), "power")
+    if writer is None:
+        compared["threadloom, MemoryStore"] = lambda _: in_one_process(in_memory, size)
+        compared["asyncio.Queue"] = lambda _: in_one_process(InQueues, size)
+    if server is not None:
+        compared["Redis streams"] = lambda _: by("redis", server.fresh("process"))
+    return compared
 
 
-async def work(root: str) -> None:
-    """Be the worker beside the server, until the standard input is closed."""
-    async with FileStore(root) as store, RunWorker(store, answer):
-        print("ready", flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-
-
-async def ask(url: str, runs: int) -> None:
-    """Be the client: print the milliseconds that each first word took."""
-    async with ClientSession() as session:
-        took = [await first_word(session, url) for _ in range(WARM_UP + runs)]
-    print(json.dumps(took[WARM_UP:]))
-
-
-async def first_word(session: ClientSession, url: str) -> float:
-    """Return the milliseconds that the first word of a new run took, having read its stream to the end."""
-    asked = {"assistant_id": "asst_clock", "stream": True, "thread": {"messages": [{"role": "user", "content": "?"}]}}
-    milliseconds = []
-    async with session.post(f"{url}/threads/runs", json=asked) as response:
-        name = b""
-        async for line in response.content:
-            if line.startswith(b"event: "):
-                name = line.removeprefix(b"event: ").strip()
-            elif line.startswith(b"data: ") and name == b"thread.message.delta":
-                now = time.monotonic_ns()
-                word = json.loads(line.removeprefix(b"data: "))["delta"]["content"][0]["text"]["value"]
-                milliseconds.append((now - int(word)) / 1e6)
-    (first,) = milliseconds
-    return first
-
-
-@asynccontextmanager
-async def serving(store: ThreadStore, *, has_worker: bool) -> AsyncIterator[str]:
-    """Serve the store on loopback, and yield the URL."""
-    await store.create_assistant(Assistant.new(model="any", id="asst_clock"))
-    app = web.Application()
-    app.add_subapp("/v1", create_app(store, handler=answer if has_worker else None))
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    finally:
-        await runner.cleanup()
-
-
-async def measure(store: ThreadStore, runs: int, *, beside: str | None = None) -> list[float]:
-    """Return the milliseconds, with the server here, the client in its own process, and the worker here or beside."""
-    async with store, serving(store, has_worker=beside is None) as url:
-        if beside is None:
-            return await in_process("--client", url, str(runs))
-        async with worker_beside(beside):
-            return await in_process("--client", url, str(runs))
-
-
-@asynccontextmanager
-async def worker_beside(root: str) -> AsyncIterator[None]:
-    """Run a worker on the same files in another process."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(sys.executable, __file__, "--worker", root, stdin=pipe, stdout=pipe)
-    try:
-        assert process.stdout is not None  # noqa: S101 - it has a pipe
-        await process.stdout.readline()
-        yield
-    finally:
-        await process.communicate(b"")  # closes its standard input, at which it ends
-
-
-async def in_process(*arguments: str) -> list[float]:
-    """Run this program with the arguments, and return the list that it prints."""
-    process = await asyncio.create_subprocess_exec(sys.executable, __file__, *arguments, stdout=asyncio.subprocess.PIPE)
-    output, _ = await process.communicate()
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    return [float(milliseconds) for milliseconds in json.loads(output)]
-
-
-def tell(name: str, took: Iterable[float]) -> bool:
-    """Print a line of figures; return whether the slowest word but one in a hundred was within the limit."""
-    ordered = sorted(took)
-    p99 = ordered[-(-99 * len(ordered) // 100) - 1]
-    print(f"{name:28} {statistics.median(ordered):8.2f} {p99:8.2f} {ordered[-1]:8.2f} {len(ordered):6}")
-    return p99 <= LIMIT_MS
-
-
-async def compare(directory: Path, runs: int, rounds: int) -> bool:
-    """Measure each arrangement, and return whether all were within the limit.
-
-    Every round has a store of its own: the memory store looks through all its runs at every claim, and with some
-    hundreds of them this, and not the stream, would be measured.
-    """
-    took: dict[str, list[float]] = {"memory": [], "files": [], "files, worker beside": []}
-    for _ in range(rounds):
-        took["memory"] += await measure(MemoryStore(), runs)
-        for name in ("files", "files, worker beside"):
-            with tempfile.TemporaryDirectory(dir=directory) as root:
-                took[name] += await measure(FileStore(root), runs, beside=None if name == "files" else root)
-    print(f"{'milliseconds':28} {'p50':>8} {'p99':>8} {'most':>8} {'runs':>6}")
-    return all([tell(name, milliseconds) for name, milliseconds in took.items()])  # noqa: C419 - all are told
+def throughput(place: Place, rounds: int, sizes: tuple[Size, ...]) -> Iterator[Table]:
+    """Measure and yield the tables of one place."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(redis(place.directory))
+        except MissingError as error:
+            CONSOLE.print(f"Redis is left out: {error}")
+            server = None
+        beside = stack.enter_context(Writer.running(__file__))
+        for writer, which in ((None, "the same process"), (beside, "another process")):
+            for size in sizes:
+                runs = "1 run" if size.runs == 1 else f"each of {size.runs} runs at once"
+                title = f"{size.words} words of {runs}, to a reader in {which}, {place.name}"
+                yield Table(title, in_turn(ways(size, place, server, writer), place, rounds), counted="words")
 
 
 def main() -> None:
-    """Run the benchmark, or the part of it that is a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=100, help="in each round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--directory", type=Path, default=Path.cwd(), help="on the disk that is measured")
-    parser.add_argument("--client", nargs=2, metavar=("URL", "RUNS"), help=argparse.SUPPRESS)
-    parser.add_argument("--worker", metavar="ROOT", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.client is not None:
-        asyncio.run(ask(arguments.client[0], int(arguments.client[1])))
-    elif arguments.worker is not None:
-        asyncio.run(work(arguments.worker))
-    elif not asyncio.run(compare(arguments.directory, arguments.runs, arguments.rounds)):
-        sys.exit(f"A first word in a hundred took longer than {LIMIT_MS:g} ms.")
+    """Run the benchmark and print its tables, or be the process that writes."""
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--writer", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.writer:
+        asyncio.run(be_writer())
+        return
+    rounds, sizes = (1, SIZES_QUICK) if options.quick else (options.rounds, SIZES)
+    tables: list[dict[str, Any]] = []
+    with places(options.directory) as found:
+        for place in found[-1:] if options.quick else found:
+            for table in throughput(place, rounds, sizes):
+                table.show()
+                tables.append(table.as_json())
+        if not options.quick:
+            tables.append(first_words(found[-1], rounds, runs=50))
+    CONSOLE.print(f"Medians of {rounds} rounds in turn; ratios of speed with their extremes over the rounds.")
+    if options.json is not None:
+        write_json(options.json, "streaming", tables, ["aiohttp", "redis"])
 
 
 if __name__ == "__main__":

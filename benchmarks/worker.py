@@ -11,65 +11,38 @@ processes of the machine share.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from _rounds import Ratio, Turn, arguments, file_system, quantile, write_json
-from _servers import Durability, MissingError, PostgreSQL, Redis, commits, postgresql, redis, syncs
+from _rounds import CONSOLE, Place, Ratio, Turn, arguments, places, quantile, write_json
+from _servers import Durability, commits, syncs
+from _turns import Fresh, Peer, address, is_installed, missing, servers, take_turn
 from rich import box
-from rich import print as rich_print
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-TURN_S = 150.0
 IDLE_P50_MS, IDLE_P99_MS = 3.0, 10.0
-
-Fresh = Callable[[Durability], str]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A row: the module ``_peers_<name>.py``, the packages it needs, and where it keeps its work."""
-
-    module: str
-    server: str = ""
-    poll_s: str = ""  # in place of the pause that it makes by itself
-    packages: Sequence[str] = ()
-    has_power: bool = True
-    share: float = 1.0  # of the runs that others get, for one that would take minutes
-    is_quick: bool = True
-    to_reach: float | None = None  # how many times as fast we want to be
-
-    @property
-    def name(self) -> str:
-        """The row's name."""
-        return f"{self.module}, looks each {float(self.poll_s) * 1000:g} ms" if self.poll_s else self.module
+DURABILITIES: tuple[Durability, ...] = ("process", "power")
 
 
 PEERS = (
     Peer("threadloom"),
-    Peer("arq", "redis", share=0.5, is_quick=False, to_reach=1),
+    Peer("arq", "redis", share=0.5, is_everywhere=False, to_reach=1),
     Peer("arq", "redis", poll_s="0.01", to_reach=1),
     Peer("saq", "redis", to_reach=1),
-    Peer("taskiq", "redis", packages=["taskiq-redis"]),
+    Peer("taskiq", "redis", packages=["taskiq-redis"], is_everywhere=False),
     Peer("procrastinate", "postgresql", packages=["psycopg"], share=0.5, to_reach=5),
     Peer("pgqueuer", "postgresql", packages=["asyncpg"], to_reach=1),
-    Peer("dbos", "postgresql", share=0.03, is_quick=False, to_reach=5),
-    Peer("dbos", "postgresql", poll_s="0.01", share=0.3, to_reach=5),
-    Peer("huey", has_power=False, share=0.2),
+    Peer("dbos", "postgresql", share=0.03, is_everywhere=False, to_reach=5),
+    Peer("dbos", "postgresql", poll_s="0.01", share=0.3, is_everywhere=False, to_reach=5),
+    Peer("huey", has_power=False, share=0.2, is_everywhere=False),
     Peer("huey", poll_s="0.01", has_power=False, share=0.2),
 )
-SIZES, SIZES_QUICK = (1000, 500, 60), (200, 100, 20)
+SIZES, SIZES_QUICK = (600, 200, 30), (200, 100, 15)
 
 
 @dataclass
@@ -90,66 +63,13 @@ class Row:
         return [Turn(each=1 / turn["rate"], latencies=()) for turn in self.turns]
 
 
-@contextmanager
-def servers(directory: Path) -> Iterator[dict[str, Fresh | str]]:
-    """Run the servers that there are; yield what makes a fresh store in each, or why there is none."""
-    with ExitStack() as stack:
-        found: dict[str, Fresh | str] = {}
-        starts: dict[str, Callable[[Path], AbstractContextManager[PostgreSQL | Redis]]]
-        starts = {"postgresql": postgresql, "redis": redis}
-        for name, start in starts.items():
-            try:
-                found[name] = stack.enter_context(start(directory)).fresh
-            except MissingError as error:
-                found[name] = str(error)
-        yield found
-
-
-def missing(peer: Peer, fresh: Fresh | str, durability: Durability) -> str:
-    """Return why a peer can't be measured; nothing where it can."""
-    if durability == "power" and not peer.has_power:
-        return "knows no sync"
-    if isinstance(fresh, str):
-        return fresh
-    for package in (peer.module, *peer.packages):
-        try:
-            version(package)
-        except PackageNotFoundError:
-            return f"{package} is not installed"
-    return ""
-
-
-def take_turn(peer: Peer, place: Path, url: str, durability: Durability, sizes: Sequence[int]) -> dict[str, Any]:
-    """Return what one turn, in a process of its own, came to; ``RuntimeError`` where it came to nothing."""
-    *many, single = sizes
-    counted = [str(max(20, round(size * peer.share))) for size in many] + [str(single)]
-    notes = place / "notes"
-    about = {"BENCH_URL": url, "BENCH_NOTES": str(notes), "BENCH_POLL_S": peer.poll_s, "BENCH_DURABILITY": durability}
-    here = Path(__file__).parent
-    turn = ["setpriv", "--pdeathsig=KILL", "--", sys.executable, str(here / "_peer_turn.py")]
-    command = [*turn, f"_peers_{peer.module}", *counted]
-    environment = {**os.environ, **about, "PYTHONPATH": str(here)}
-    os.sync()
-    try:
-        done = subprocess.run(
-            command, env=environment, cwd=place, capture_output=True, text=True, timeout=TURN_S, check=True
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"a turn took more than {TURN_S:g} s") from error
-    except subprocess.CalledProcessError as error:
-        log = Path(f"{notes}.log")
-        said = f"{error.stderr}\n{log.read_text() if log.exists() else ''}"
-        raise RuntimeError(f"a turn failed:\n{said[-3000:]}") from error
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def measure(
-    options: argparse.Namespace, durability: Durability, places: Path, found: dict[str, Fresh | str]
+    options: argparse.Namespace, durability: Durability, place: Place, found: dict[str, Fresh | str], *, has_all: bool
 ) -> list[Row]:
-    """Return a row for each peer, all in turn."""
-    peers = [peer for peer in PEERS if peer.is_quick or not options.quick]
+    """Return a row for each peer, all in turn; without those that would take long unless it ``has_all``."""
+    peers = [peer for peer in PEERS if has_all or peer.is_everywhere]
     rows = [Row(peer) for peer in peers if options.only is None or peer.module in {"threadloom", *options.only}]
-    rounds, sizes = (1, SIZES_QUICK) if options.quick else (options.rounds, SIZES)
+    rounds, (*many, single) = (1, SIZES_QUICK) if options.quick else (options.rounds, SIZES)
     for row in rows:
         row.left_out = missing(row.peer, found.get(row.peer.server, lambda _: ""), durability)
     for number in range(rounds):
@@ -157,11 +77,12 @@ def measure(
         for row in rows[first:] + rows[:first]:
             if row.left_out:
                 continue
-            place = Path(tempfile.mkdtemp(dir=places))
-            fresh = found.get(row.peer.server)
-            url = str(place / "store") if fresh is None or isinstance(fresh, str) else fresh(durability)
+            directory = Path(tempfile.mkdtemp(dir=place.directory))
+            url = address(row.peer, found, directory, durability)
+            counted = [max(20, round(size * row.peer.share)) for size in many]
             try:
-                row.turns.append(take_turn(row.peer, place, url, durability, sizes))
+                settings = {"BENCH_URL": url, "BENCH_DURABILITY": durability}
+                row.turns.append(take_turn("_peer_turn.py", row.peer, [*counted, single], directory, **settings))
             except RuntimeError as error:
                 row.left_out = str(error)
     return rows
@@ -183,14 +104,14 @@ def show(title: str, rows: Sequence[Row]) -> None:
         waited = [f"{milliseconds:.2f}" for how in ("load", "idle") for milliseconds in row.waited(how)]
         rate = f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
         table.add_row(row.peer.name, rate, "" if ratio is None else str(ratio), met, *waited)
-    rich_print(table)
+    CONSOLE.print(table)
     for row in rows:
         if row.left_out:
-            rich_print(f"{row.peer.name} is left out: {escape(row.left_out)}")
+            CONSOLE.print(f"{row.peer.name} is left out: {escape(row.left_out)}")
     if not rows[0].left_out:
         p50, p99 = rows[0].waited("idle")
         met = "✓" if p50 <= IDLE_P50_MS and p99 <= IDLE_P99_MS else "✗"
-        rich_print(f"Idle, to reach: p50 under {IDLE_P50_MS:g} ms and p99 under {IDLE_P99_MS:g} ms {met}")
+        CONSOLE.print(f"Idle, to reach: p50 under {IDLE_P50_MS:g} ms and p99 under {IDLE_P99_MS:g} ms {met}")
 
 
 def ratio_to(ours: Row, row: Row) -> Ratio | None:
@@ -219,35 +140,27 @@ def as_json(title: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 def main() -> None:
     """Print a table for each durability."""
-    parser = arguments(__doc__, rounds=3)
+    parser = arguments(__doc__, rounds=2)
     parser.add_argument("--only", nargs="+", metavar="PEER", help="only these beside threadloom")
-    parser.add_argument("--durability", choices=("power", "process"), help="only this one")
     options = parser.parse_args()
-    directory = options.directory.resolve()
     tables = []
-    with servers(directory) as found, tempfile.TemporaryDirectory(dir=directory, prefix="bench-") as places:
-        durabilities: tuple[Durability, ...] = ("process", "power")
-        for durability in durabilities:
-            if durability == (options.durability or ("process" if options.quick else durability)):
-                rows = measure(options, durability, Path(places), found)
-                title = (
-                    f'Worker, runs that do nothing, "{durability}", {file_system(directory)}: PostgreSQL with'
-                    f" synchronous_commit={commits(durability)}, Redis with appendfsync={syncs(durability)}"
-                )
-                show(title, rows)
-                tables.append(as_json(title, rows))
+    with places(options.directory.resolve()) as found:
+        for place in found[-1:] if options.quick else found:
+            with servers(place.directory.parent) as running:  # the place itself is closed to their user
+                for durability in DURABILITIES:
+                    if durability == "power" and (place.is_memory or options.quick):
+                        continue  # nothing there outlives a power cut
+                    has_all = durability == "process" and not place.is_memory and not options.quick
+                    rows = measure(options, durability, place, running, has_all=has_all)
+                    title = (
+                        f'Worker, runs that do nothing, "{durability}", {place.name}: PostgreSQL with'
+                        f" synchronous_commit={commits(durability)}, Redis with appendfsync={syncs(durability)}"
+                    )
+                    show(title, rows)
+                    tables.append(as_json(title, rows))
     if options.json:
         packages = {name for peer in PEERS for name in (peer.module, *peer.packages)}
         write_json(options.json, "worker", tables, sorted(name for name in packages if is_installed(name)))
-
-
-def is_installed(package: str) -> bool:
-    """Whether a package is here."""
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 if __name__ == "__main__":
