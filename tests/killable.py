@@ -185,7 +185,7 @@ async def state_of(store: ThreadStore, writer: str) -> dict[str, object]:
 
 async def _run_state(store: ThreadStore, run: Run) -> object:
     steps = _whole(await store.list_steps(run.thread_id, run.id))
-    events, _ = await store._read_events(run.thread_id, run.id, None)
+    events, _, _ = await store._read_events(run.thread_id, run.id, None)
     return (
         (run.id, run.status, run.metadata, run.last_error),
         [(step.id, step.status, step.type) for step in steps],

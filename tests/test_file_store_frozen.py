@@ -76,7 +76,8 @@ async def test_a_force_gets_past_a_process_that_is_frozen_in_a_write_and_is_not_
         whole = server.fork("finish", str(root), durability, None)
         moments = int((await whole.said(2))[1].split()[1])
         frozen: list[Frozen] = []
-        for moment in range(1, moments + 1, moments // PROCESSES):
+        # The last moments first: each process that is there has the next ones look at it before they begin.
+        for moment in range(moments, 0, -(moments // PROCESSES)):
             await ask(store)
             frozen.append(Frozen(server.fork("finish", str(root), durability, moment)))
             await frozen[-1].stop()

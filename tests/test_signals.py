@@ -48,6 +48,20 @@ async def test_a_bell_does_not_ring_for_another_topic(topic):
         assert not await rings(listener)
 
 
+async def test_a_bell_says_for_which_of_its_topics_it_was_rung():
+    signals = Signals()
+    with signals.listening(RUN, QUEUE, slow_look=timedelta(0)) as listener:
+        signals.ring(RUN)
+        assert await listener.wait() == frozenset({RUN})
+        assert await listener.wait() is None, "it was time to look all the same"
+        signals.ring(QUEUE)
+        signals.ring(RUN)
+        assert await listener.wait() == frozenset({RUN, QUEUE})
+        signals.ring(RUN)
+        signals.ring_all()
+        assert await listener.wait() is None
+
+
 async def test_two_rings_are_one_look_and_the_next_wait_waits():
     signals = Signals()
     with signals.listening(RUN, QUEUE) as listener:

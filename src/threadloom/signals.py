@@ -47,20 +47,33 @@ class Listener:
 
     def __init__(self, slow_look: timedelta | None = None) -> None:
         self._rung = asyncio.Event()
+        self._topics: set[Topic] = set()
+        self._is_any = False
         self._slow_look = None if slow_look is None else slow_look.total_seconds()
 
-    def ring(self) -> None:
-        """Let ``wait`` return, now or when it is called next."""
+    def ring(self, topic: Topic | None = None) -> None:
+        """Let ``wait`` return, now or when it is called next, with the topic, or for any where there is none."""
+        if topic is None:
+            self._is_any = True
+        else:
+            self._topics.add(topic)
         self._rung.set()
 
-    async def wait(self) -> None:
-        """Return when the bell was rung since the last return, or when it is time for a look all the same."""
+    async def wait(self) -> frozenset[Topic] | None:
+        """Return for which topics the bell was rung since the last return, or none where it may have been for any.
+
+        So it is when it is time for a look all the same.
+        """
         try:
             async with asyncio.timeout(self._slow_look):
                 await self._rung.wait()
         except TimeoutError:
-            return
+            return None
         self._rung.clear()
+        topics = None if self._is_any else frozenset(self._topics)
+        self._topics.clear()
+        self._is_any = False
+        return topics
 
 
 class Signals:
@@ -72,7 +85,7 @@ class Signals:
     def ring(self, topic: Topic) -> None:
         """Ring the bells of all who listen to ``topic``."""
         for listener in self._listeners.get(topic, ()):
-            listener.ring()
+            listener.ring(topic)
 
     def ring_all(self) -> None:
         """Ring every bell: something was missed, or the store is closing."""

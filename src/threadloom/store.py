@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -457,27 +457,29 @@ class ThreadStore(ABC):
         It follows a live run, whichever process works on it, and holds nobody up: a slow reader reads later.
         Checkpoints are left out; they are the handler's own.
         """
-        has_ended = was_settled = False
+        has_ended = False
         position: Any = None
-        async with self._listen(EventsTopic(thread_id, run_id), RunTopic(thread_id, run_id)) as changes:
+        status = RunTopic(thread_id, run_id)
+        heard: Collection[Topic] | None = None
+        async with self._listen(EventsTopic(thread_id, run_id), status) as changes:
             while True:
-                events, position = await self._read_events(thread_id, run_id, position)
+                events, position, is_all = await self._read_events(thread_id, run_id, position)
                 for event in events:
                     if isinstance(event.data, Run):
                         has_ended = event.data.status.is_terminal
                     if event.number > after and event.type is not EventType.CHECKPOINT:
                         yield event
-                if events:
+                if not is_all:
                     continue
                 if has_ended:
                     return
-                if not was_settled and (await self.get_run(thread_id, run_id)).status.is_terminal:
+                may_have_ended = heard is None or status in heard
+                if may_have_ended and (await self.get_run(thread_id, run_id)).status.is_terminal:
                     # A program that knows no events wrote the status, and no worker has settled the run yet.
                     await self.settle_run(thread_id, run_id)
-                    was_settled = True
+                    heard = ()
                     continue
-                await changes.wait()
-                was_settled = False
+                heard = await changes.wait()
 
     async def get_checkpoints(self, thread_id: str, run_id: str) -> dict[str, Any]:
         """Return what a run's handler has kept by ``ctx.checkpoint``, by name, since the run last began anew."""
@@ -485,16 +487,16 @@ class ThreadStore(ABC):
         results: dict[str, Any] = {}
         position: Any = None
         while True:
-            events, position = await self._read_events(thread_id, run_id, position)
+            events, position, is_all = await self._read_events(thread_id, run_id, position)
             for event in events:
                 if isinstance(event.data, Checkpoint) and event.number > anew_from:
                     results[event.data.name] = event.data.result
-            if not events:
+            if is_all:
                 return results
 
     @abstractmethod
-    async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any]:
-        """Return some events from ``position`` on, none being the beginning, and the position after them."""
+    async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any, bool]:
+        """Return events from ``position`` on, none being the beginning, the place behind them, and if they are all."""
 
     @abstractmethod
     def _listen(self, *topics: Topic) -> AbstractAsyncContextManager[Listener]:

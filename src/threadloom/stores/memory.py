@@ -584,10 +584,10 @@ class MemoryStore(ThreadStore):
 
     # Events
 
-    async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any]:
+    async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any, bool]:
         events = self._run(thread_id, run_id)[1].events
         start = position or 0
-        return [_decoded(event, RunEvent) for event in events[start:]], len(events)
+        return [_decoded(event, RunEvent) for event in events[start:]], len(events), True
 
     @asynccontextmanager
     async def _listen(self, *topics: Topic) -> AsyncIterator[Listener]:

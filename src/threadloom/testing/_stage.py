@@ -195,10 +195,10 @@ async def every_event(store: ThreadStore, run: Run) -> list[RunEvent]:
     events: list[RunEvent] = []
     position: Any = None
     while True:
-        more, position = await store._read_events(run.thread_id, run.id, position)  # noqa: SLF001 - the seam's own
-        if not more:
-            return events
+        more, position, is_all = await store._read_events(run.thread_id, run.id, position)  # noqa: SLF001 - the seam's own
         events += more
+        if is_all:
+            return events
 
 
 async def events_until(store: ThreadStore, run: Run, last: EventType, *, after: int = 0) -> list[RunEvent]:

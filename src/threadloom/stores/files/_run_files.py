@@ -200,19 +200,20 @@ class RunFiles:
 
     def read_events(
         self, thread_id: str, run_id: str, position: tuple[int, int] | None
-    ) -> tuple[list[RunEvent], tuple[int, int] | None]:
+    ) -> tuple[list[RunEvent], tuple[int, int] | None, bool]:
         path = self._layout.events(thread_id, run_id)
         try:
             with LogFile(path) as file:
                 inode, start = position or (file.inode, 0)
                 if inode != file.inode or start > file.size:
                     start = 0  # another log is in its place, or another program has cut it
-                stop = min(log.end_of_lines(file), start + _MOST_EVENT_BYTES_A_READ)
-                events, end = self.parsed_events(file, start, stop, at_least_one=stop < file.size)
-                return events, (file.inode, end)
+                whole = log.end_of_lines(file)
+                stop = min(whole, start + _MOST_EVENT_BYTES_A_READ)
+                events, end = self.parsed_events(file, start, stop, at_least_one=stop < whole)
+                return events, (file.inode, end), end >= whole
         except FileNotFoundError:
             self.record(thread_id, run_id)
-            return [], None
+            return [], None, True
 
     def parsed_events(
         self, file: LogFile, start: int, stop: int, *, at_least_one: bool = False

@@ -560,7 +560,7 @@ class FileStore(ThreadStore):
 
     # Events
 
-    async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any]:
+    async def _read_events(self, thread_id: str, run_id: str, position: Any) -> tuple[list[RunEvent], Any, bool]:
         check_id(thread_id, run_id)
         return await self._read("read events", self._parts.runs.read_events, thread_id, run_id, position)
 
@@ -577,7 +577,9 @@ class FileStore(ThreadStore):
             return parts.is_queue_watched
         check_id(topic.thread_id, topic.run_id)
         heard = partial(self._heard_of_run, topic.thread_id, topic.run_id)
-        return stack.enter_context(parts.watch.watching(self._layout.run(topic.thread_id, topic.run_id), heard))
+        return stack.enter_context(
+            parts.watch.watching(self._layout.run(topic.thread_id, topic.run_id), heard, deletions=True)
+        )
 
     def _heard_of_run(self, thread_id: str, run_id: str, name: str | None) -> None:
         if name != "events.jsonl":

@@ -65,9 +65,9 @@ class Watch:
         self._watched.clear()
 
     @contextmanager
-    def watching(self, directory: str, heard: Heard) -> Iterator[bool]:
-        """Call ``heard`` for what is written in ``directory``; yield whether that can be heard at all."""
-        watched = self._add(directory)
+    def watching(self, directory: str, heard: Heard, *, deletions: bool = False) -> Iterator[bool]:
+        """Call ``heard`` for what is written in ``directory``, or deleted; yield whether that can be heard at all."""
+        watched = self._add(directory, deletions=deletions)
         if watched is None:
             yield False
             return
@@ -79,13 +79,16 @@ class Watch:
             if not watched.heard:
                 self._remove(directory, watched)
 
-    def _add(self, directory: str) -> _Watched | None:
+    def _add(self, directory: str, *, deletions: bool) -> _Watched | None:
         if self._inotify is None:
             return None
         if directory in self._watched:
             return self._watched[directory]
         mask = asyncinotify.Mask
         kinds = mask.MODIFY | mask.CLOSE_WRITE | mask.MOVED_TO | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR
+        if deletions:
+            # For as long as anybody has a file open that was in it, the directory itself is not said to be gone.
+            kinds |= mask.DELETE
         try:
             handle = self._inotify.add_watch(directory, kinds)
         except OSError as error:
