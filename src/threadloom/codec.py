@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -135,7 +136,7 @@ def _dumped(record: Record, option: int) -> bytes:
 
 def _reason(record: object, model: type) -> str:
     try:
-        _explaining_converter.structure(record, model)
+        _explaining_converter().structure(record, model)
     except Exception as error:  # noqa: BLE001 - see from_record
         return "; ".join(cattrs.transform_error(error, "record", _said)).rstrip(".")
     return "it cannot be read"
@@ -424,4 +425,9 @@ def _register_event(converter: cattrs.Converter) -> None:
 
 
 _converter = _converter_with(detailed=False)
-_explaining_converter = _converter_with(detailed=True)
+
+
+@cache
+def _explaining_converter() -> cattrs.Converter:
+    # Made for the first damage only: it takes a tenth of the time of `import threadloom`.
+    return _converter_with(detailed=True)

@@ -70,7 +70,6 @@ from threadloom.stores.files._new_runs import Wish
 from threadloom.stores.files._pages import PageRequest
 from threadloom.stores.files._parts import SLOW_LOOK, Options, Parts
 from threadloom.stores.files._writer import Work
-from threadloom.stores.files.check import Check
 from threadloom.tasks import carried_out, until_done
 
 __all__ = ["FileStore"]
@@ -611,6 +610,8 @@ class FileStore(ThreadStore):
 
         What is damaged is moved to ``.threadloom/damaged`` by a fix, and never deleted (``docs/format.md``).
         """
+        from threadloom.stores.files.check import Check  # noqa: PLC0415 - rarely asked for, and slow to import
+
         parts = self._parts
         await parts.sweep.indexed.wait()
         check = Check(self._layout, parts, max_attempts=self._options.max_attempts, now_ns=self.clock.time_ns, fix=fix)
