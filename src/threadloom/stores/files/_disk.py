@@ -142,7 +142,7 @@ class Disk:
 
     # Reading
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: Path | str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             return _read_all(fd)

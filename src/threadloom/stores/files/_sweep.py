@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import orjson
-from attrs import define, field, frozen
+from attrs import frozen
 
 from threadloom import codec
 from threadloom.errors import NotFoundError, StoreBusyError, StoreError
@@ -23,6 +23,7 @@ from threadloom.models import Run
 from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._queue import Turn
+from threadloom.stores.files._run_files import Seen
 from threadloom.stores.files._runs import Runs
 from threadloom.stores.files._threads import Threads
 from threadloom.stores.files._writer import Hop
@@ -66,15 +67,6 @@ class Slice:
     seconds: float
     found: tuple[Found, ...]
     is_last: bool
-
-
-@define
-class _Seen:
-    """What was read of one thread."""
-
-    last_sequence: int = 0
-    has_runs: bool = False
-    active: list[Run] = field(factory=list)
 
 
 class Walk:
@@ -132,19 +124,11 @@ class Walk:
 
     def _look_at(self, thread_id: str, *, all_runs: bool) -> Iterator[Found | None]:
         all_runs = all_runs or self._last is None
-        seen = _Seen()
+        seen = Seen()
         for run_id in self._changed_runs(thread_id, all_runs=all_runs):
             yield None
-            if run_id is None:
-                continue
-            seen.has_runs = True
-            try:
-                run = self._runs.record(thread_id, run_id).run
-            except (NotFoundError, StoreError):
-                continue  # damaged: nobody can work on it
-            seen.last_sequence = max(seen.last_sequence, run.sequence or 0)
-            if not run.status.is_terminal:
-                seen.active.append(run)
+            if run_id is not None:
+                self._runs.see(seen, thread_id, run_id)
         if not seen.has_runs or not (all_runs or seen.active):
             return
         turn = self._runs.turns.peek(thread_id)
