@@ -34,6 +34,7 @@ __all__ = ["Found", "Mark", "Slice", "Sweep", "Walk"]
 _logger = logging.getLogger("threadloom")
 
 _SLICE_SECONDS: Final = 0.003
+_STEPS_A_LOOK: Final = 16  # at the clock, which is a call of the system
 _BUDGET: Final = 0.0003  # of one processor: an idle worker needs about as much again for all else
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 15.0
@@ -88,10 +89,10 @@ class Walk:
         self._ahead, self._least_ahead = min(self._ahead, ahead), min(self._least_ahead, ahead)
         started = time.thread_time()
         found: list[Found] = []
-        for step in self._steps:
+        for count, step in enumerate(self._steps):
             if step is not None:
                 found.append(step)
-            if (used := time.thread_time() - started) >= seconds:
+            if count % _STEPS_A_LOOK == 0 and (used := time.thread_time() - started) >= seconds:
                 return Slice(used, tuple(found), is_last=False)
         return Slice(time.thread_time() - started, tuple(found), is_last=True)
 
