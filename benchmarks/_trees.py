@@ -67,26 +67,47 @@ class Tree:
         if runs:
             os.mkdir(f"{directory}/runs")
         for number in runs:
-            run_id = self.run_id(number)
-            os.mkdir(f"{directory}/runs/{run_id}")
-            status = {
-                "id": run_id,
-                "object": "thread.run",
-                "created_at": _BEGUN,
-                "thread_id": thread_id,
-                "status": "completed",
-                "model": "any",
-                "assistant_id": "",
-                "instructions": "Be brief.",
-                "metadata": {"customer": "0815"},
-                "sequence": _BEGUN * 1_000_000 + number,
-                "attempt": 1,
-                "messages_before": 0,
-                "started_at": _BEGUN + 1,
-                "completed_at": _BEGUN + 2,
-                "usage": {"prompt_tokens": 812, "completion_tokens": 64, "total_tokens": 876},
-            }
-            _write(f"{directory}/runs/{run_id}/status.json", status)
+            self._build_run(thread_id, self.run_id(number), "completed", number)
+
+    def _build_run(self, thread_id: str, run_id: str, status: str, number: int) -> None:
+        directory = f"{self.root}/{thread_id}/runs/{run_id}"
+        os.mkdir(directory)
+        record = {
+            "id": run_id,
+            "object": "thread.run",
+            "created_at": _BEGUN,
+            "thread_id": thread_id,
+            "status": status,
+            "model": "any",
+            "assistant_id": "",
+            "instructions": "Be brief.",
+            "metadata": {"customer": "0815"},
+            "sequence": _sequence(number),
+            "messages_before": 0,
+        }
+        if status == "completed":
+            record |= {"attempt": 1, "started_at": _BEGUN + 1, "completed_at": _BEGUN + 2}
+            record |= {"usage": {"prompt_tokens": 812, "completion_tokens": 64, "total_tokens": 876}}
+        _write(f"{directory}/status.json", record)
+
+    def queued_id(self, number: int) -> str:
+        """Return the id of the run that is queued in a thread."""
+        return f"run_{number:032x}_queued"
+
+    def queue(self) -> None:
+        """Queue a run in each thread, with what the index says of it."""
+        own = f"{self.root}/.threadloom"
+        boot = Path(own, "boot").read_text().strip()
+        for number in range(self.count):
+            thread_id, run_id = self.thread_id(number), self.queued_id(number)
+            os.makedirs(f"{self.root}/{thread_id}/runs", exist_ok=True)
+            self._build_run(thread_id, run_id, "queued", self.count + number)
+            sequence = _sequence(self.count + number)
+            Path(own, "turns", f"{thread_id}.json").unlink(missing_ok=True)
+            _write(
+                f"{own}/turns/{thread_id}.json", {"boot": boot, "sequence": sequence, "active": [[sequence, run_id]]}
+            )
+            os.close(os.open(f"{own}/queue/{thread_id}", os.O_WRONLY | os.O_CREAT, 0o666))
 
     def _messages(self) -> Iterator[bytes]:
         for number in range(self.count):
@@ -120,6 +141,10 @@ class Tree:
         )
         if not is_whole:
             raise WorkNotDoneError(f"The tree of {self.count} is not what was written.")
+
+
+def _sequence(number: int) -> int:
+    return _BEGUN * 1_000_000 + number
 
 
 def _write(path: str, record: object) -> None:

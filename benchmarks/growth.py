@@ -38,6 +38,7 @@ PAGE = 20
 LONG_PAGE = 100
 SAMPLES = 20
 OPENINGS = 5
+BACKLOG = 200
 SECONDS = 0.25  # for each row of a turn, or one sample where that takes longer
 FLAT = 1.5
 NEWEST_PAGE_MS = 300
@@ -206,6 +207,21 @@ async def first_opening(tree: Tree) -> dict[str, float]:
     return took
 
 
+async def backlog(tree: Tree) -> dict[str, float]:
+    """Take runs where so many are queued; return the seconds."""
+    tree.queue()
+    taken: list[float] = []
+    async with FileStore(tree.root, durability="process") as store:
+        for number in range(BACKLOG + 1):
+            begun = time.perf_counter()
+            claim = await store.claim_run("growth")
+            taken.append(time.perf_counter() - begun)
+            if claim.run.id != tree.queued_id(number):
+                raise WorkNotDoneError(f"{claim.run.id} was taken, and not {tree.queued_id(number)}")
+            await store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
+    return {"the first that is taken after opening": taken[0], "each of the next": statistics.median(taken[1:])}
+
+
 async def memory(tree: Tree) -> dict[str, float]:
     """Return by how many bytes this process has grown by an idle store."""
     grown: dict[str, float] = {}
@@ -336,10 +352,12 @@ def main() -> None:
             mega = {count: {name: value / 1e6 for name, value in of.items()} for count, of in grown.items()}
             taken = in_turn({str(count): partial(turn, tree=tree) for count, tree in trees.items()}, place, rounds)
             ahead = f"so many threads, messages and runs, {place.name}"
+            queued = {count: asyncio.run(backlog(tree)) for count, tree in trees.items()}
             by_count = {int(count): turns for count, turns in taken.items()}
             tables += [
                 show(f"The same with {ahead}", counts, by_count),
                 show_once(f"The first opening, without an index: seconds with {ahead}", counts, opened, {}),
+                show_once(f"A run is queued in each thread: seconds with {ahead}", counts, queued, {}),
                 show_once(
                     f"Memory of a store: MB with {ahead}",
                     counts,
