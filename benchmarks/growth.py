@@ -340,7 +340,7 @@ def main() -> None:
         print(json.dumps(asyncio.run(memory(Tree(Path(root), int(count))))))
         return
     counts = (1_000, 10_000) if options.quick else (1_000, 10_000, 100_000)
-    rounds = 2 if options.quick else options.rounds
+    rounds = 1 if options.quick else options.rounds
     tables: list[dict[str, Any]] = []
     with places(options.directory) as found:
         for place in found if options.on_disk else found[:1]:

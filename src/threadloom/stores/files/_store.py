@@ -59,7 +59,7 @@ from threadloom.models import (
     Thread,
     ToolOutput,
 )
-from threadloom.pages import Order, Page, check_page, page_of_ids
+from threadloom.pages import Order, Page, check_page
 from threadloom.report import CheckReport
 from threadloom.signals import QUEUE, EventsTopic, Listener, QueueTopic, RunTopic, Signals, Topic
 from threadloom.store import Claim, ThreadStore
@@ -217,8 +217,7 @@ class FileStore(ThreadStore):
     ) -> Page[str]:
         """Return the ids of threads, in their own order."""
         request = _page_request(limit, order, after, before)
-        ids = await self._read("list the threads", self._parts.threads.ids)
-        return page_of_ids(ids, **request.options)
+        return await self._read("list the threads", self._parts.threads.page_of_ids, request)
 
     async def list_threads(
         self,

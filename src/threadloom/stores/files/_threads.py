@@ -28,7 +28,7 @@ from threadloom.errors import (
 )
 from threadloom.ids import is_id
 from threadloom.models import Message, Thread
-from threadloom.pages import Order, Page, check_page
+from threadloom.pages import Order, Page, check_page, page_of_ids
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk, Held, LogFile
@@ -114,6 +114,9 @@ class Threads:
 
     def ids(self) -> list[str]:
         return [name for name in self._disk.subdirectories(self._layout.root) if is_id(name)]
+
+    def page_of_ids(self, request: PageRequest) -> Page[str]:
+        return page_of_ids(self.ids(), **request.options)
 
     def page(self, request: PageRequest, tenant: str | None) -> Page[Thread]:
         return page_of_records(self.ids(), request, self.get, lambda thread: tenant is None or thread.tenant == tenant)
