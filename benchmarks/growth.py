@@ -32,7 +32,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from threadloom import FileStore, Run, RunStatus, RunWrite
+from threadloom import FileStore, MemoryStore, Run, RunStatus, RunWrite, Thread
 
 PAGE = 20
 LONG_PAGE = 100
@@ -244,15 +244,27 @@ async def memory(tree: Tree) -> dict[str, float]:
     return grown
 
 
+async def memory_without_files(count: int) -> dict[str, float]:
+    """Return by how many bytes this process has grown by so many idle threads in a ``MemoryStore``."""
+    before = _resident()
+    async with MemoryStore() as store:
+        for _ in range(count):
+            await store.create_thread(Thread.new())
+        gc.collect()
+        return {"MemoryStore, the threads alone": _resident() - before}
+
+
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_beside(tree: Tree) -> dict[str, float]:
-    """Return what ``memory`` says in a fresh process."""
-    command = [sys.executable, __file__, "--memory-of", str(tree.root), str(tree.count)]
-    grown: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return grown
+    """Return the megabytes that fresh processes have grown by."""
+    grown: dict[str, float] = {}
+    for root in (str(tree.root), ""):
+        command = [sys.executable, __file__, "--memory-of", root, str(tree.count)]
+        grown |= json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return {when: size / 1e6 for when, size in grown.items()}
 
 
 def import_times(count: int) -> list[float]:
@@ -337,7 +349,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.memory_of is not None:
         root, count = options.memory_of
-        print(json.dumps(asyncio.run(memory(Tree(Path(root), int(count))))))
+        grown = memory(Tree(Path(root), int(count))) if root else memory_without_files(int(count))
+        print(json.dumps(asyncio.run(grown)))
         return
     counts = (1_000, 10_000) if options.quick else (1_000, 10_000, 100_000)
     rounds = 1 if options.quick else options.rounds
@@ -348,8 +361,7 @@ def main() -> None:
             for tree in trees.values():
                 tree.build()
             opened = {count: asyncio.run(first_opening(tree)) for count, tree in trees.items()}
-            grown = {count: memory_beside(tree) for count, tree in trees.items()}
-            mega = {count: {name: value / 1e6 for name, value in of.items()} for count, of in grown.items()}
+            mega = {count: memory_beside(tree) for count, tree in trees.items()}
             taken = in_turn({str(count): partial(turn, tree=tree) for count, tree in trees.items()}, place, rounds)
             ahead = f"so many threads, messages and runs, {place.name}"
             queued = {count: asyncio.run(backlog(tree)) for count, tree in trees.items()}
@@ -362,7 +374,7 @@ def main() -> None:
                     f"Memory of a store: MB with {ahead}",
                     counts,
                     mega,
-                    dict.fromkeys(grown[counts[-1]], IDLE_MEMORY_MB),
+                    dict.fromkeys(mega[counts[-1]], IDLE_MEMORY_MB),
                 ),
             ]
             for tree in trees.values():
