@@ -45,7 +45,7 @@ NEWEST_PAGE_MS = 300
 IDLE_MEMORY_MB = 50
 IMPORT_MS = 150
 NEWEST = "threads: newest page"
-BY_CURSORS = f"messages: all, {LONG_PAGE} a page by cursors, each"
+BY_CURSORS = "messages: all by cursors, each"
 
 Latencies = dict[str, list[float]]
 
@@ -73,8 +73,8 @@ class Visit:
 
     async def all(self) -> Latencies:
         """Do all rows."""
-        await self.work_in(self.tree.runs_in, "among many runs")
-        await self.work_in(self.tree.thread_id(self.tree.count // 2), "among idle threads")
+        await self.work_in(self.tree.runs_in, "many runs")
+        await self.work_in(self.tree.thread_id(self.tree.count // 2), "idle threads")
         await self.threads()
         await self.messages()
         await self.runs()
@@ -90,7 +90,7 @@ class Visit:
         await self.do("threads: oldest page", page, sees=ids[:PAGE])
         middle = tree.count // 4
         after = partial(page, after=ids[middle - 1])
-        await self.do("threads: a page after a cursor", after, sees=ids[middle : middle + PAGE])
+        await self.do("threads: page after a cursor", after, sees=ids[middle : middle + PAGE])
         await self.do("threads: all ids, each", partial(_thread_ids, store), sees=everything, parts=tree.count)
         await self.do("a thread", partial(_id_of, store.get_thread, ids[middle]), sees=ids[middle])
 
@@ -103,16 +103,17 @@ class Visit:
         await self.do("messages: first page", page, sees=ids[:PAGE])
         by_cursors = partial(_by_cursors, store, tree.messages_in)
         await self.do(BY_CURSORS, by_cursors, sees=ids, parts=tree.count)
-        last = partial(_id_of, store.get_message, tree.messages_in, ids[-1])
-        await self.do("the last message", last, sees=ids[-1])
+        one = partial(_id_of, store.get_message, tree.messages_in)
+        await self.do("the last message", partial(one, ids[-1]), sees=ids[-1])
+        await self.do("the first message, by its id", partial(one, ids[0]), sees=ids[0])
 
     async def runs(self) -> None:
         """List the runs of one thread."""
         tree, store = self.tree, self.store
         ids = [*(tree.run_id(number) for number in range(tree.count)), *tree.made]
         page = partial(_ids_of, store.list_runs, tree.runs_in, limit=PAGE)
-        await self.do("runs of a thread: newest page", partial(page, order="desc"), sees=ids[: -PAGE - 1 : -1])
-        await self.do("runs of a thread: oldest page", page, sees=ids[:PAGE])
+        await self.do("runs of one: newest page", partial(page, order="desc"), sees=ids[: -PAGE - 1 : -1])
+        await self.do("runs of one: oldest page", page, sees=ids[:PAGE])
         await self.do("a run", partial(_id_of, store.get_run, tree.runs_in, ids[-1]), sees=ids[-1])
         await self.do("steps of a run", partial(_ids_of, store.list_steps, tree.runs_in, ids[0]), sees=[])
 
@@ -284,7 +285,7 @@ def flat_rows() -> frozenset[str]:
     return frozenset(
         {"open the store", "a thread", "messages: last page", "messages: first page", BY_CURSORS, "the last message"}
         | {"a run", "steps of a run"}
-        | {f"{what}, {where}" for what in work for where in ("among many runs", "among idle threads")}
+        | {f"{what}, {where}" for what in work for where in ("many runs", "idle threads")}
     )
 
 
