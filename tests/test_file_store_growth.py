@@ -8,6 +8,8 @@ import pytest
 
 from threadloom import FileStore, Run, RunStatus
 from threadloom.errors import SerializationError
+from threadloom.stores.files import _log
+from threadloom.stores.files._disk import LogFile
 
 FILE_CALLS = ("open", "read", "pread", "write", "pwrite", "stat", "lstat", "fstat", "scandir", "listdir", "rename")
 
@@ -123,3 +125,17 @@ async def test_the_turn_of_a_thread_is_made_again_without_decoding_what_has_ende
         assert (turn.active, turn.last_sequence) == ([(queued.sequence, queued.id)], queued.sequence)
         assert len(decoded) == 1
         await store.update_run_status(thread_id, queued.id, RunStatus.COMPLETED)
+
+
+@pytest.mark.parametrize("block", [5, 7, 64])
+def test_a_text_is_found_in_a_log_wherever_blocks_end(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(_log, "_BLOCK_BYTES", block)
+    path = tmp_path / "log"
+    for shift in range(block + 1):
+        lines = [b"x" * shift, b"", b"ab-cd", b"y" * 3 * block + b"abcd", b"abc", b"d", b"abcdabcd", b"z" * shift]
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+        with LogFile(path) as file:
+            stop = _log.end_of_lines(file)
+            every = list(_log.lines_backward(file, 0, stop))
+            assert list(_log.lines_with(file, b"abcd", stop)) == [line for line in every if b"abcd" in line[1]]
+            assert list(_log.lines_with(file, b"none", stop)) == []

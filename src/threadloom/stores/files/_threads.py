@@ -296,14 +296,12 @@ class Threads:
         return line[0] + (len(line[1]) + 1 if past else 0)
 
     def _find(self, file: LogFile, message_id: str) -> log.Line | None:
-        quoted = f'"{message_id}"'.encode()
-        for line in log.lines_backward(file, 0, log.end_of_lines(file)):
-            if quoted in line[1]:
-                record = log.parsed(file.path, line)
-                if isinstance(record, SerializationError):
-                    raise record
-                if record is not None and record.get("id") == message_id:
-                    return line
+        for line in log.lines_with(file, f'"{message_id}"'.encode(), log.end_of_lines(file)):
+            record = log.parsed(file.path, line)
+            if isinstance(record, SerializationError):
+                raise record
+            if record is not None and record.get("id") == message_id:
+                return line
         return None
 
     def _remembered(self, thread_id: str, file: LogFile, message_id: str) -> log.Line | None:
