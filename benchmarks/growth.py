@@ -84,15 +84,15 @@ class Visit:
         """List threads."""
         tree, store = self.tree, self.store
         ids = [tree.thread_id(number) for number in range(tree.count)]
+        middle = tree.count // 4
+        await self.do("a thread", partial(_id_of, store.get_thread, ids[middle]), sees=ids[middle])
         everything = sorted([*ids, tree.messages_in, tree.runs_in])
         page = partial(_ids_of, store.list_threads, limit=PAGE)
         await self.do(NEWEST, partial(page, order="desc"), sees=ids[: -PAGE - 1 : -1])
         await self.do("threads: oldest page", page, sees=ids[:PAGE])
-        middle = tree.count // 4
         after = partial(page, after=ids[middle - 1])
         await self.do("threads: page after a cursor", after, sees=ids[middle : middle + PAGE])
         await self.do("threads: all ids, each", partial(_thread_ids, store), sees=everything, parts=tree.count)
-        await self.do("a thread", partial(_id_of, store.get_thread, ids[middle]), sees=ids[middle])
 
     async def messages(self) -> None:
         """List the messages of one thread."""
@@ -101,21 +101,21 @@ class Visit:
         page = partial(_ids_of, store.list_messages, tree.messages_in, limit=PAGE)
         await self.do("messages: last page", partial(page, order="desc"), sees=ids[: -PAGE - 1 : -1])
         await self.do("messages: first page", page, sees=ids[:PAGE])
-        by_cursors = partial(_by_cursors, store, tree.messages_in)
-        await self.do(BY_CURSORS, by_cursors, sees=ids, parts=tree.count)
         one = partial(_id_of, store.get_message, tree.messages_in)
         await self.do("the last message", partial(one, ids[-1]), sees=ids[-1])
         await self.do("the first message, by its id", partial(one, ids[0]), sees=ids[0])
+        by_cursors = partial(_by_cursors, store, tree.messages_in)
+        await self.do(BY_CURSORS, by_cursors, sees=ids, parts=tree.count)
 
     async def runs(self) -> None:
         """List the runs of one thread."""
         tree, store = self.tree, self.store
         ids = [*(tree.run_id(number) for number in range(tree.count)), *tree.made]
+        await self.do("a run", partial(_id_of, store.get_run, tree.runs_in, ids[-1]), sees=ids[-1])
+        await self.do("steps of a run", partial(_ids_of, store.list_steps, tree.runs_in, ids[0]), sees=[])
         page = partial(_ids_of, store.list_runs, tree.runs_in, limit=PAGE)
         await self.do("runs of one: newest page", partial(page, order="desc"), sees=ids[: -PAGE - 1 : -1])
         await self.do("runs of one: oldest page", page, sees=ids[:PAGE])
-        await self.do("a run", partial(_id_of, store.get_run, tree.runs_in, ids[-1]), sees=ids[-1])
-        await self.do("steps of a run", partial(_ids_of, store.list_steps, tree.runs_in, ids[0]), sees=[])
 
     async def work_in(self, thread_id: str, where: str) -> None:
         """Queue a run in a thread, take it, and bring it to its end by hand."""
