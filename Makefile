@@ -49,6 +49,7 @@ bench: $(BENCH_READY) ## Measure it beside what one would take instead (ARGS="--
 	$(BIN)/python benchmarks/worker.py $(ARGS)
 	$(BIN)/python benchmarks/cancellation.py $(ARGS)
 	$(BIN)/python benchmarks/streaming.py $(ARGS)
+	$(BIN)/python benchmarks/growth.py $(ARGS)
 
 bench-quick: $(BENCH_READY) ## The same in a minute, and with less to rely on
 	$(BIN)/python benchmarks/store.py --quick $(ARGS)

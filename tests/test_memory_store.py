@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from threadloom import MemoryStore, ThreadStore
+from threadloom import MemoryStore, Thread, ThreadStore
 from threadloom.testing import ManualClock, StoreConformance, store_machine
 
 
@@ -26,3 +27,16 @@ def the_store_at(clock: ManualClock, root: Path) -> MemoryStore:
 
 TestMemoryMachine = store_machine(the_store_at, oracle=lambda clock, root: MemoryStore(clock=clock)).TestCase
 TestMemoryMachine.settings = settings(max_examples=40, stateful_step_count=40)
+
+
+async def test_a_record_takes_no_more_memory_than_its_bytes():
+    async with MemoryStore() as store:
+        threads = [Thread.new() for _ in range(100)]
+        tracemalloc.start()
+        try:
+            for thread in threads:
+                await store.create_thread(thread)
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert taken < 100 * 1_000

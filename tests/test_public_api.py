@@ -63,6 +63,10 @@ def test_the_package_imports_no_extra_and_no_test_tool():
     assert not modules & {*EXTRAS, *TEST_TOOLS}
 
 
+def test_what_is_rarely_needed_is_imported_when_it_is():
+    assert "threadloom.stores.files.check" not in modules_after("import threadloom")
+
+
 def test_a_manual_clock_needs_no_test_tool():
     modules = modules_after("from threadloom.testing import ManualClock; ManualClock()")
     assert not modules & ({*EXTRAS, *TEST_TOOLS} - {"threadloom.testing"})

@@ -28,6 +28,7 @@ __all__ = [
     "end_of_lines",
     "lines",
     "lines_backward",
+    "lines_with",
     "parsed",
 ]
 
@@ -178,6 +179,20 @@ def lines_backward(log: LogFile, start: int, stop: int) -> Iterator[Line]:
         yield start, b"".join(reversed(begun))
 
 
+def lines_with(log: LogFile, text: bytes, stop: int) -> Iterator[Line]:
+    """Yield the lines before ``stop`` in which ``text`` stands, which is in one line, the last first."""
+    end = stop
+    while end > 0:
+        start = max(0, end - _BLOCK_BYTES)
+        found = log.read_at(start, end - start).rfind(text)
+        if found >= 0:
+            begin = end = end_of_lines(log, start + found)
+            yield begin, next(lines(log, begin, stop))[1]
+        else:
+            # It may go on in the block behind.
+            end = start + len(text) - 1 if start else 0
+
+
 def parsed(path: str, line: Line) -> dict[str, Any] | SerializationError | None:
     """Return the object on a line, the error that names it where it is none, or None where it is blank."""
     offset, data = line
@@ -197,9 +212,9 @@ def dumped_lines(values: Iterable[object]) -> bytes:
     return b"".join(codec.dump_line(codec.to_record(value)) for value in values)
 
 
-def end_of_lines(log: LogFile) -> int:
-    """Return the offset past the last whole line."""
-    stop = log.size
+def end_of_lines(log: LogFile, stop: int | None = None) -> int:
+    """Return the offset past the last whole line, or the last before ``stop``."""
+    stop = log.size if stop is None else stop
     while stop:
         start = max(0, stop - _BLOCK_BYTES)
         newline = log.read_at(start, stop - start).rfind(b"\n")

@@ -12,7 +12,7 @@ from threadloom.errors import StoreError
 from threadloom.pages import Page, page_of_ids
 from threadloom.stores.files._records import setting_aside
 
-__all__ = ["PageRequest", "page_of_records"]
+__all__ = ["PageRequest", "filled_page", "page_of_records"]
 
 T = TypeVar("T")
 
@@ -40,25 +40,32 @@ class PageRequest:
 def page_of_records(
     ids: Iterable[str], request: PageRequest, read: Callable[[str], T], wanted: Callable[[T], bool]
 ) -> Page[T]:
-    """Return the page of the records that are wanted, in the order of their ids; no more are read than need be.
+    """Return the page of the records that are wanted, in the order of their ids; no more are read than need be."""
+    chosen = page_of_ids(ids, **attrs.evolve(request, limit=None).options)
+    return filled_page(chosen, request, read, [], wanted)
+
+
+def filled_page(
+    chosen: Page[str],
+    request: PageRequest,
+    read: Callable[[str], T],
+    damaged: list[StoreError],
+    wanted: Callable[[T], bool] = lambda _: True,
+) -> Page[T]:
+    """Return the page of what is wanted of the ``chosen``, which are what the cursors leave, in the order asked for.
 
     A damaged one takes no place on the page: who reads a page of damage only has no cursor to go on from.
     """
-    chosen = page_of_ids(ids, **attrs.asdict(attrs.evolve(request, limit=None))).items
     found: list[T] = []
-    damaged: list[StoreError] = []
+    has_more = False
     for id_ in reversed(chosen) if request.is_from_the_end else chosen:
-        is_full = request.limit is not None and len(found) >= request.limit
         read_now: list[T] = []
         with setting_aside(damaged, f"read {id_!r}"):
             read_now += filter(wanted, [read(id_)])
-        if is_full and read_now:
-            return _page(found, damaged, request, has_more=True)
+        has_more = bool(read_now) and request.limit is not None and len(found) >= request.limit
+        if has_more:
+            break
         found += read_now
-    return _page(found, damaged, request, has_more=False)
-
-
-def _page(found: list[T], damaged: list[StoreError], request: PageRequest, *, has_more: bool) -> Page[T]:
     if request.is_from_the_end:
         found.reverse()
     return Page(found, has_more, damaged=tuple(damaged))

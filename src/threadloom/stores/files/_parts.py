@@ -81,7 +81,7 @@ class Parts:
         power = options.durability == "power"
         name = secrets.token_hex(8)
         self.disk = Disk(layout.temporary, name)
-        turns = TurnBook(layout, self.disk, lambda thread_id: self.runs.readable(thread_id), boot)  # noqa: PLW0108 - made below
+        turns = TurnBook(layout, self.disk, lambda thread_id: self.runs.seen(thread_id), boot)  # noqa: PLW0108 - made below
         self.redo = Redo(layout, self.disk, boot, turns.rebuild)
         self.journal = Journal(layout.journals, layout.root, self.disk, name, boot=boot, power=power)
         self._logs = logs = Logs(self.disk, layout.damaged)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import orjson
 from attrs import define, field
@@ -21,6 +21,7 @@ from threadloom import codec
 from threadloom.models import Run
 from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._run_files import Seen
 
 __all__ = ["Candidates", "Turn", "TurnBook"]
 
@@ -42,10 +43,10 @@ class Turn:
 class TurnBook:
     """The turns on disk. Changes are made under the lock of the thread."""
 
-    def __init__(self, layout: Layout, disk: Disk, all_runs: Callable[[str], Iterator[Run]], boot: str) -> None:
+    def __init__(self, layout: Layout, disk: Disk, seen: Callable[[str], Seen], boot: str) -> None:
         self._layout = layout
         self._disk = disk
-        self._all_runs = all_runs
+        self._seen = seen
         self.boot = boot
 
     def read(self, thread_id: str) -> Turn:
@@ -72,10 +73,9 @@ class TurnBook:
 
     def rebuild(self, thread_id: str) -> Turn:
         """Return the turn that the thread's runs say, and write it down."""
-        runs = list(self._all_runs(thread_id))
-        last_sequence = max((run.sequence or 0 for run in runs), default=0)
-        turn = Turn.of((run for run in runs if not run.status.is_terminal), last_sequence=last_sequence)
-        if runs:
+        seen = self._seen(thread_id)
+        turn = Turn.of(seen.active, last_sequence=seen.last_sequence)
+        if seen.has_runs:
             self.keep(thread_id, turn)
         return turn
 

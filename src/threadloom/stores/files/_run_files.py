@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
 
 import attrs
+import orjson
+from attrs import define, field, frozen
 
 from threadloom import codec, lifecycle
 from threadloom.errors import (
@@ -23,20 +27,21 @@ from threadloom.errors import (
 from threadloom.events import Checkpoint, RunEvent, RunLog
 from threadloom.ids import is_id
 from threadloom.lifecycle import Lease, RunRecord
-from threadloom.models import Run, RunStep, RunStepStatus
+from threadloom.models import Run, RunStatus, RunStep, RunStepStatus
 from threadloom.pages import Page, page_of
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._disk import Disk, Held, LogFile
 from threadloom.stores.files._layout import Layout
-from threadloom.stores.files._pages import PageRequest
+from threadloom.stores.files._pages import PageRequest, filled_page
 from threadloom.stores.files._records import read_record, setting_aside
 from threadloom.stores.files._threads import Sight, Threads
 
-__all__ = ["RunFiles"]
+__all__ = ["RunFiles", "Seen"]
 
 _logger = logging.getLogger("threadloom")
 
 _MOST_EVENT_BYTES_A_READ = 1 << 20
+_TERMINAL: Final = tuple(status.value for status in RunStatus if status.is_terminal)
 
 # What says where a run is, not what was asked for: never taken from its events when another program left it out.
 _NOT_RESTORED = frozenset(
@@ -51,6 +56,26 @@ _NOT_RESTORED = frozenset(
         "retry_at",
     }
 )
+
+
+_Place = tuple[bool, int, int, str]
+
+
+@frozen
+class _Glance:
+    """What a record says of itself where nothing else of it is looked at, nor whether all of it is right."""
+
+    place: _Place
+    is_terminal: bool
+
+
+@define
+class Seen:
+    """What was found of the runs of one thread: the active ones, and what tells a new one its number."""
+
+    last_sequence: int = 0
+    has_runs: bool = False
+    active: list[Run] = field(factory=list)
 
 
 class RunFiles:
@@ -69,8 +94,17 @@ class RunFiles:
     def page(self, thread_id: str, request: PageRequest) -> Page[Run]:
         self._threads.check_exists(thread_id)
         damaged: list[StoreError] = []
-        runs = list(self._all_runs(thread_id, damaged))
-        return attrs.evolve(page_of(runs, _id, "runs of the thread", **request.options), damaged=tuple(damaged))
+        places: dict[str, _Place] = {}
+        runs = self._layout.runs(thread_id)
+        for run_id in self.run_ids(thread_id):
+            if (glance := self._glance(runs, run_id)) is not None:
+                places[run_id] = glance.place
+                continue
+            with setting_aside(damaged, f"read run {run_id!r}"):
+                places[run_id] = _place(self.get(thread_id, run_id))
+        ordered = sorted(places, key=places.__getitem__)
+        chosen = page_of(ordered, str, "runs of the thread", **attrs.evolve(request, limit=None).options)
+        return filled_page(chosen, request, partial(self.get, thread_id), damaged)
 
     def check_lease(self, lease: Lease) -> Run:
         try:
@@ -129,16 +163,39 @@ class RunFiles:
     def run_ids(self, thread_id: str) -> list[str]:
         return [name for name in self._disk.subdirectories(self._layout.runs(thread_id)) if is_id(name)]
 
-    def _all_runs(self, thread_id: str, damaged: list[StoreError]) -> Iterator[Run]:
-        runs: list[Run] = []
+    def seen(self, thread_id: str) -> Seen:
+        """Return what is found of a thread's runs; those that are damaged are passed over."""
+        seen = Seen()
         for run_id in self.run_ids(thread_id):
-            with setting_aside(damaged, f"read run {run_id!r}"):
-                runs.append(self.record(thread_id, run_id).run)
-        yield from sorted(runs, key=_place)
+            with suppress(OSError):
+                self.see(seen, thread_id, run_id)
+        return seen
 
-    def readable(self, thread_id: str) -> Iterator[Run]:
-        """Yield the runs of a thread in their order, without those that are damaged."""
-        return self._all_runs(thread_id, [])
+    def see(self, seen: Seen, thread_id: str, run_id: str) -> None:
+        """Take a run in. Of one that has ended, as nearly all have, no more is read than that it has."""
+        seen.has_runs = True
+        glance = self._glance(self._layout.runs(thread_id), run_id)
+        if glance is not None and glance.is_terminal:
+            seen.last_sequence = max(seen.last_sequence, glance.place[1])
+            return
+        try:
+            run = self.get(thread_id, run_id)
+        except (NotFoundError, StoreError):
+            return  # damaged: nobody can work on it
+        seen.last_sequence = max(seen.last_sequence, run.sequence or 0)
+        if not run.status.is_terminal:
+            seen.active.append(run)
+
+    def _glance(self, runs: str, run_id: str) -> _Glance | None:
+        """Return what a run's record says of itself, or none where only the whole of it can tell."""
+        try:
+            record = orjson.loads(self._disk.read(self._layout.status_in(runs, run_id)))
+            sequence, created_at, status = record["sequence"], record["created_at"], record["status"]
+        except (OSError, KeyError, TypeError, ValueError):
+            return None
+        if type(sequence) is not int or type(created_at) is not int:
+            return None
+        return _Glance((True, sequence, created_at, run_id), status in _TERMINAL)
 
     def sight_of(self, thread_id: str, run_id: str) -> Sight:
         """Return which messages the handler of a run is given."""
@@ -250,5 +307,5 @@ def _id(item: Run | RunStep) -> str:
     return item.id
 
 
-def _place(item: Run | RunStep) -> tuple[bool, int, int, str]:
+def _place(item: Run | RunStep) -> _Place:
     return item.sequence is not None, item.sequence or 0, item.created_at, item.id

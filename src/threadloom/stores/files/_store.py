@@ -59,7 +59,7 @@ from threadloom.models import (
     Thread,
     ToolOutput,
 )
-from threadloom.pages import Order, Page, check_page, page_of_ids
+from threadloom.pages import Order, Page, check_page
 from threadloom.report import CheckReport
 from threadloom.signals import QUEUE, EventsTopic, Listener, QueueTopic, RunTopic, Signals, Topic
 from threadloom.store import Claim, ThreadStore
@@ -70,7 +70,6 @@ from threadloom.stores.files._new_runs import Wish
 from threadloom.stores.files._pages import PageRequest
 from threadloom.stores.files._parts import SLOW_LOOK, Options, Parts
 from threadloom.stores.files._writer import Work
-from threadloom.stores.files.check import Check
 from threadloom.tasks import carried_out, until_done
 
 __all__ = ["FileStore"]
@@ -218,8 +217,7 @@ class FileStore(ThreadStore):
     ) -> Page[str]:
         """Return the ids of threads, in their own order."""
         request = _page_request(limit, order, after, before)
-        ids = await self._read("list the threads", self._parts.threads.ids)
-        return page_of_ids(ids, **request.options)
+        return await self._read("list the threads", self._parts.threads.page_of_ids, request)
 
     async def list_threads(
         self,
@@ -613,6 +611,8 @@ class FileStore(ThreadStore):
 
         What is damaged is moved to ``.threadloom/damaged`` by a fix, and never deleted (``docs/format.md``).
         """
+        from threadloom.stores.files.check import Check  # noqa: PLC0415 - rarely asked for, and slow to import
+
         parts = self._parts
         await parts.sweep.indexed.wait()
         check = Check(self._layout, parts, max_attempts=self._options.max_attempts, now_ns=self.clock.time_ns, fix=fix)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import orjson
-from attrs import define, field, frozen
+from attrs import frozen
 
 from threadloom import codec
 from threadloom.errors import NotFoundError, StoreBusyError, StoreError
@@ -23,6 +23,7 @@ from threadloom.models import Run
 from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._queue import Turn
+from threadloom.stores.files._run_files import Seen
 from threadloom.stores.files._runs import Runs
 from threadloom.stores.files._threads import Threads
 from threadloom.stores.files._writer import Hop
@@ -33,6 +34,7 @@ __all__ = ["Found", "Mark", "Slice", "Sweep", "Walk"]
 _logger = logging.getLogger("threadloom")
 
 _SLICE_SECONDS: Final = 0.003
+_STEPS_A_LOOK: Final = 16  # at the clock, which is a call of the system
 _BUDGET: Final = 0.0003  # of one processor: an idle worker needs about as much again for all else
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 15.0
@@ -68,15 +70,6 @@ class Slice:
     is_last: bool
 
 
-@define
-class _Seen:
-    """What was read of one thread."""
-
-    last_sequence: int = 0
-    has_runs: bool = False
-    active: list[Run] = field(factory=list)
-
-
 class Walk:
     """One look at all runs that changed since ``last``, or at all there are where it is none; in the reading thread."""
 
@@ -96,10 +89,10 @@ class Walk:
         self._ahead, self._least_ahead = min(self._ahead, ahead), min(self._least_ahead, ahead)
         started = time.thread_time()
         found: list[Found] = []
-        for step in self._steps:
+        for count, step in enumerate(self._steps):
             if step is not None:
                 found.append(step)
-            if (used := time.thread_time() - started) >= seconds:
+            if count % _STEPS_A_LOOK == 0 and (used := time.thread_time() - started) >= seconds:
                 return Slice(used, tuple(found), is_last=False)
         return Slice(time.thread_time() - started, tuple(found), is_last=True)
 
@@ -132,19 +125,11 @@ class Walk:
 
     def _look_at(self, thread_id: str, *, all_runs: bool) -> Iterator[Found | None]:
         all_runs = all_runs or self._last is None
-        seen = _Seen()
+        seen = Seen()
         for run_id in self._changed_runs(thread_id, all_runs=all_runs):
             yield None
-            if run_id is None:
-                continue
-            seen.has_runs = True
-            try:
-                run = self._runs.record(thread_id, run_id).run
-            except (NotFoundError, StoreError):
-                continue  # damaged: nobody can work on it
-            seen.last_sequence = max(seen.last_sequence, run.sequence or 0)
-            if not run.status.is_terminal:
-                seen.active.append(run)
+            if run_id is not None:
+                self._runs.see(seen, thread_id, run_id)
         if not seen.has_runs or not (all_runs or seen.active):
             return
         turn = self._runs.turns.peek(thread_id)

@@ -28,7 +28,7 @@ from threadloom.errors import (
 )
 from threadloom.ids import is_id
 from threadloom.models import Message, Thread
-from threadloom.pages import Order, Page, check_page
+from threadloom.pages import Order, Page, check_page, page_of_ids
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._commit import Committer
 from threadloom.stores.files._disk import Disk, LogFile
@@ -146,6 +146,9 @@ class Threads:
 
     def ids(self) -> list[str]:
         return [name for name in self._disk.subdirectories(self._layout.root) if is_id(name)]
+
+    def page_of_ids(self, request: PageRequest) -> Page[str]:
+        return page_of_ids(self.ids(), **request.options)
 
     def page(self, request: PageRequest, tenant: str | None) -> Page[Thread]:
         return page_of_records(self.ids(), request, self.get, lambda thread: tenant is None or thread.tenant == tenant)
@@ -322,14 +325,12 @@ class Threads:
         return line[0] + (len(line[1]) + 1 if past else 0)
 
     def _find(self, file: LogFile, message_id: str) -> log.Line | None:
-        quoted = f'"{message_id}"'.encode()
-        for line in log.lines_backward(file, 0, log.end_of_lines(file)):
-            if quoted in line[1]:
-                record = log.parsed(file.path, line)
-                if isinstance(record, SerializationError):
-                    raise record
-                if record is not None and record.get("id") == message_id:
-                    return line
+        for line in log.lines_with(file, f'"{message_id}"'.encode(), log.end_of_lines(file)):
+            record = log.parsed(file.path, line)
+            if isinstance(record, SerializationError):
+                raise record
+            if record is not None and record.get("id") == message_id:
+                return line
         return None
 
     def _remembered(self, thread_id: str, file: LogFile, message_id: str) -> log.Line | None:
