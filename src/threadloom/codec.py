@@ -431,11 +431,9 @@ def _converter(*, detailed: bool = False) -> cattrs.Converter:
 
 
 # Asked for once a class: the converter looks for its hook at each call.
-@functools.cache
-def _structure_hook(model: Any) -> Callable[[Any, Any], Any]:
-    return _converter().get_structure_hook(model)
-
-
-@functools.cache
-def _unstructure_hook(model: Any) -> Callable[[Any], Any]:
-    return _converter().get_unstructure_hook(model)
+_structure_hook: Callable[[Any], Callable[[Any, Any], Any]] = functools.cache(
+    lambda model: _converter().get_structure_hook(model)
+)
+_unstructure_hook: Callable[[Any], Callable[[Any], Any]] = functools.cache(
+    lambda model: _converter().get_unstructure_hook(model)
+)
