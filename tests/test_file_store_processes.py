@@ -336,3 +336,30 @@ async def test_another_store_hears_of_each_word_though_the_log_of_its_writer_sta
             await store.write_run(claim.lease, RunWrite(items=(MessageDelta(message.id, word),)))
             assert (await heard).data == MessageDelta(message.id, word)
         await following.aclose()
+
+
+INTERRUPTED = """
+import asyncio, sys
+from pathlib import Path
+from threadloom import FileStore
+
+def interrupt():
+    raise KeyboardInterrupt  # as what hears a signal does, in the middle of what is due
+
+loop = asyncio.new_event_loop()
+store = FileStore(sys.argv[1])
+loop.run_until_complete(store.__aenter__())
+Path(sys.argv[1], ".threadloom", "queue", "thread_1").touch()
+loop.call_soon(interrupt)
+try:
+    loop.run_until_complete(asyncio.sleep(0))
+except KeyboardInterrupt:
+    loop.run_until_complete(store.close())
+    print("closed")
+"""
+
+
+def test_a_store_is_closed_by_a_loop_that_was_interrupted_before_it_read_of_what_was_heard(tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert (done.stdout, done.stderr) == ("closed\n", "")

@@ -208,7 +208,7 @@ class Parts:
         self._stack.close()
         await self.sweep.close()
         await self.recovery.close()
-        await self.watch.close()
+        self.watch.close()
         for taking in tuple(self.takings):  # one that is being cancelled may have a run to put back
             await taking.is_over.wait()
         await self.writer.close()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from attrs import define, field
 
@@ -21,6 +23,8 @@ except ImportError:  # only on Linux
 __all__ = ["Watch"]
 
 _logger = logging.getLogger("threadloom")
+
+_MOST_AT_ONCE: Final = 64  # events, before all else that the loop has to do
 
 Heard = Callable[[str | None], None]
 """Called with the name of what was written, or none where that is unknown."""
@@ -37,7 +41,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._inotify: asyncinotify.Inotify | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: dict[str, _Watched] = {}
 
     def start(self, missed: Callable[[], None]) -> None:
@@ -45,21 +49,19 @@ class Watch:
         if asyncinotify is None:
             return
         try:
-            self._inotify = asyncinotify.Inotify(cache_size=64)
+            self._inotify = asyncinotify.Inotify(cache_size=_MOST_AT_ONCE, sync_timeout=0)
         except OSError as error:
             _logger.warning("inotify unavailable", exc_info=error)
             return
-        self._reading = asyncio.get_running_loop().create_task(
-            self._read(self._inotify, missed), name="threadloom watch"
-        )
+        os.set_blocking(self._inotify.fd, False)  # asyncinotify 4.4.4 takes O_CLOEXEC for O_NONBLOCK
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._inotify.fd, self._read, self._inotify, missed)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop hearing."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
-            self._reading = None
         if self._inotify is not None:
+            if self._loop is not None:
+                self._loop.remove_reader(self._inotify.fd)
             self._inotify.close()
             self._inotify = None
         self._watched.clear()
@@ -107,19 +109,27 @@ class Watch:
         except (OSError, ValueError):
             return  # the directory is gone, and its watch with it; or the whole of inotify, at the end of a process
 
-    async def _read(self, inotify: asyncinotify.Inotify, missed: Callable[[], None]) -> None:
+    def _read(self, inotify: asyncinotify.Inotify, missed: Callable[[], None]) -> None:
+        # Not by the package's own waiting: where the loop is interrupted, as by a signal that ends a server, that reads
+        # twice for what was said to be there once.
+        for _ in range(_MOST_AT_ONCE):
+            event = inotify.sync_get()
+            if event is None:
+                return
+            self._hear(event, missed)
+
+    def _hear(self, event: asyncinotify.Event, missed: Callable[[], None]) -> None:
         mask = asyncinotify.Mask
-        async for event in inotify:
-            if mask.Q_OVERFLOW in event.mask:
-                _logger.warning("inotify queue overflowed")
-                missed()
-                continue
-            directory = None if event.watch is None else str(event.watch.path)
-            watched = None if directory is None else self._watched.get(directory)
-            if directory is None or watched is None or watched.handle is not event.watch:
-                continue
-            if mask.IGNORED in event.mask:
-                del self._watched[directory]
-            name = None if event.name is None else str(event.name)
-            for heard in tuple(watched.heard):
-                heard(name)
+        if mask.Q_OVERFLOW in event.mask:
+            _logger.warning("inotify queue overflowed")
+            missed()
+            return
+        directory = None if event.watch is None else str(event.watch.path)
+        watched = None if directory is None else self._watched.get(directory)
+        if directory is None or watched is None or watched.handle is not event.watch:
+            return
+        if mask.IGNORED in event.mask:
+            del self._watched[directory]
+        name = None if event.name is None else str(event.name)
+        for heard in tuple(watched.heard):
+            heard(name)
