@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -324,6 +325,35 @@ async def test_a_store_that_is_closed_in_the_middle_of_a_walk_leaves_nothing_ope
 # What a claim costs
 
 
+def while_taking(monkeypatch, parts, calls: list[str]) -> None:
+    """Note in ``calls`` what is asked of files while a run is being taken, and nothing that others ask meanwhile."""
+    taking: set[int] = set()
+    plain_take = parts.take
+    for name in FILE_CALLS:
+        plain = getattr(os, name)
+
+        def call(*args, name=name, plain=plain, **options):
+            if threading.get_ident() in taking:
+                calls.append(name)
+            return plain(*args, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    def take(attempt):
+        work = plain_take(attempt)
+        while True:
+            taking.add(threading.get_ident())
+            try:
+                next(work)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                taking.clear()
+            yield
+
+    monkeypatch.setattr(parts, "take", take)
+
+
 async def test_a_claim_costs_the_same_with_ten_and_with_thousands_of_finished_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(_sweep, "_FIRST_PAUSE_SECONDS", 3600)
     monkeypatch.setattr(_dead, "_TICK_NS", 0)  # journals that were made just now are not listed once more
@@ -342,8 +372,7 @@ async def test_a_claim_costs_the_same_with_ten_and_with_thousands_of_finished_ru
             runs = [await new_run(store, f"thread_{number}") for number in (0, 0, 1)]
             calls: list[str] = []
             with monkeypatch.context() as patch:
-                for name in FILE_CALLS:
-                    counted(patch, os, name, calls)
+                while_taking(patch, store._parts, calls)
                 claims = [await store.try_claim_run("worker") for _ in range(3)]
         assert [claim and claim.run.id for claim in claims] == [runs[0].id, runs[2].id, None]
         costs.append(sorted(calls))
