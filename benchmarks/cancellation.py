@@ -35,7 +35,6 @@ from threadloom import FileStore, Run, Thread
 
 TO_REACH_MS = 10.0
 IDLE_TO_REACH = 0.001
-PATIENCE_S = 60.0
 SAMPLES = 100
 COMPARED_AT = 100  # active runs
 

@@ -81,6 +81,43 @@ class TestStoreTrouble(WorkerTests):
         assert waits[-1] > 8 * waits[0]
         assert caplog.text.count("claim failed") == 5
 
+    async def test_of_claims_made_at_once_one_that_takes_its_time_holds_up_no_other(self, stage: Stage, monkeypatch):
+        try_claim_run = stage.store.try_claim_run
+
+        async def slow(worker_id, **options):
+            claim = await try_claim_run(worker_id, **options)
+            if claim is None:
+                await stage.stuck()  # as while the index is being made: there may be more to take
+            return claim
+
+        monkeypatch.setattr(stage.store, "try_claim_run", slow)
+        gate = Gate()
+        runs = [await stage.ask() for _ in range(2)]
+        async with stage.worker(gate, concurrency=3, grace=0 * SECOND):
+            await until(lambda: len(gate.started) == 2)
+            await stage.is_stuck.wait()
+        assert gate.started == [run.id for run in runs]
+
+    async def test_of_claims_made_at_once_one_that_fails_costs_no_other_and_no_slot(
+        self, stage: Stage, monkeypatch, caplog
+    ):
+        try_claim_run = stage.store.try_claim_run
+        fails = iter([False, True])
+
+        async def damaged(worker_id, **options):
+            if next(fails):
+                raise StoreIOError("take a run", OSError(5, "Input/output error", "queue"))
+            return await try_claim_run(worker_id, **options)
+
+        monkeypatch.setattr(stage.store, "try_claim_run", damaged)
+        gate = Gate()
+        runs = [await stage.ask() for _ in range(3)]
+        async with stage.worker(gate, concurrency=3, grace=0 * SECOND):
+            await until(lambda: "claim failed" in caplog.text)
+            await until(lambda: len(gate.started) == 2)
+            await stage.advance_until(lambda: len(gate.started) == 3)
+        assert gate.started == [run.id for run in runs]
+
     async def test_a_run_whose_watch_fails_is_watched_again(self, stage: Stage, monkeypatch, caplog):
         check_lease = stage.store.check_lease
         tries = []

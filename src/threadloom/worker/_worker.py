@@ -25,6 +25,7 @@ __all__ = ["RunWorker"]
 logger = logging.getLogger("threadloom")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_MOST_AT_ONCE = 16  # claims, for a store may do them in one go, in which the loop does nothing else
 
 
 class RunWorker:
@@ -163,7 +164,7 @@ class RunWorker:
             else:
                 failures = 0
                 # As long as there are so many, more are asked for, which go to the store's disk together.
-                at_once = min(2 * wanted, self._concurrency) if taken == wanted else 1
+                at_once = min(2 * wanted, self._concurrency, _MOST_AT_ONCE) if taken == wanted else 1
 
     async def _free_slots(self, most: int) -> int:
         """Wait until a slot is free, take it, and with it others that are free, and return how many."""
@@ -179,21 +180,26 @@ class RunWorker:
 
         What was taken is started, or put back, also where something has failed. Slots for what was not are given back.
         """
-        take = self._store.claim_run if wanted == 1 else self._store.try_claim_run
-        tasks = [asyncio.create_task(take(worker_id, adopt=self._adopt)) for _ in range(wanted)]
+        tasks = [asyncio.create_task(self._take_one(worker_id, waits=wanted == 1)) for _ in range(wanted)]
         cancelled = await finish(*tasks, when_cancelled=lambda: [task.cancel() for task in tasks])
         failures = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
-        claims = [task.result() for task in tasks if not task.cancelled() and task.exception() is None]
-        taken = [claim for claim in claims if claim is not None]
-        for claim in taken:
-            self._start_run(claim)
-        for _ in range(wanted - len(taken)):
+        taken = sum(not task.cancelled() and task.exception() is None and task.result() for task in tasks)
+        for _ in range(wanted - taken):
             self._slots.release()
         if cancelled is not None:
             raise cancelled
         for error in failures:
             raise error
-        return len(taken)
+        return taken
+
+    async def _take_one(self, worker_id: str, *, waits: bool) -> bool:
+        """Start a run as soon as it is taken, whatever others are waiting for, and return whether there was one."""
+        take = self._store.claim_run if waits else self._store.try_claim_run
+        claim = await take(worker_id, adopt=self._adopt)
+        if claim is None:
+            return False
+        self._start_run(claim)
+        return True
 
     def _start_run(self, claim: Claim) -> None:
         keeper = RunKeeper(self._store, claim, self._options)

@@ -33,6 +33,7 @@ Heard = Callable[[str | None], None]
 @define(eq=False)
 class _Watched:
     handle: object
+    log: str | None
     heard: list[Heard] = field(factory=list)
 
 
@@ -67,9 +68,12 @@ class Watch:
         self._watched.clear()
 
     @contextmanager
-    def watching(self, directory: str, heard: Heard, *, deletions: bool = False) -> Iterator[bool]:
-        """Call ``heard`` for what is written in ``directory``, or deleted; yield whether that can be heard at all."""
-        watched = self._add(directory, deletions=deletions)
+    def watching(self, directory: str, heard: Heard, *, log: str | None = None) -> Iterator[bool]:
+        """Call ``heard`` for what is written in ``directory``; yield whether that can be heard at all.
+
+        Where it has a ``log``, also for each write into that, as its writer may keep it open, and for what is deleted.
+        """
+        watched = self._add(directory, log)
         if watched is None:
             yield False
             return
@@ -81,23 +85,23 @@ class Watch:
             if not watched.heard:
                 self._remove(directory, watched)
 
-    def _add(self, directory: str, *, deletions: bool) -> _Watched | None:
+    def _add(self, directory: str, log: str | None) -> _Watched | None:
         if self._inotify is None:
             return None
         if directory in self._watched:
             return self._watched[directory]
         mask = asyncinotify.Mask
-        kinds = mask.MODIFY | mask.CLOSE_WRITE | mask.MOVED_TO | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR
-        if deletions:
+        kinds = mask.CLOSE_WRITE | mask.MOVED_TO | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR
+        if log is not None:
             # For as long as anybody has a file open that was in it, the directory itself is not said to be gone.
-            kinds |= mask.DELETE
+            kinds |= mask.MODIFY | mask.DELETE
         try:
             handle = self._inotify.add_watch(directory, kinds)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 _logger.warning("inotify limit reached", extra={"path": str(directory)}, exc_info=error)
             return None
-        self._watched[directory] = _Watched(handle)
+        self._watched[directory] = _Watched(handle, log)
         return self._watched[directory]
 
     def _remove(self, directory: str, watched: _Watched) -> None:
@@ -131,5 +135,7 @@ class Watch:
         if mask.IGNORED in event.mask:
             del self._watched[directory]
         name = None if event.name is None else str(event.name)
+        if mask.MODIFY in event.mask and name != watched.log:
+            return  # a record that is written in place, and is not whole before it is closed
         for heard in tuple(watched.heard):
             heard(name)
