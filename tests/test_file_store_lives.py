@@ -126,3 +126,17 @@ async def test_a_clock_on_the_wall_that_is_set_takes_no_lease_from_anybody(tmp_p
         await other.check_lease(claim.lease)
         ended = await store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
     assert (ended.id, ended.attempt) == (run.id, 1)
+
+
+async def test_the_beat_of_a_life_wakes_nobody(tmp_path):
+    async with FileStore(tmp_path) as store:
+        await store.try_claim_run("worker")
+        parts, lives = store._parts, tmp_path / ".threadloom" / "lives"
+        life = parts.recovery._life
+        assert life is not None
+        heard: asyncio.Queue[str | None] = asyncio.Queue()
+        with parts.watch.watching(str(lives), heard.put_nowait):
+            await parts.writer.run(life.beat)
+            (lives / "another").touch()
+            async with asyncio.timeout(PATIENCE):
+                assert await heard.get() == "another"

@@ -576,7 +576,7 @@ class FileStore(ThreadStore):
         check_id(topic.thread_id, topic.run_id)
         heard = partial(self._heard_of_run, topic.thread_id, topic.run_id)
         return stack.enter_context(
-            parts.watch.watching(self._layout.run(topic.thread_id, topic.run_id), heard, deletions=True)
+            parts.watch.watching(self._layout.run(topic.thread_id, topic.run_id), heard, closely=True)
         )
 
     def _heard_of_run(self, thread_id: str, run_id: str, name: str | None) -> None:

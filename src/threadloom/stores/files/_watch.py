@@ -65,9 +65,12 @@ class Watch:
         self._watched.clear()
 
     @contextmanager
-    def watching(self, directory: str, heard: Heard, *, deletions: bool = False) -> Iterator[bool]:
-        """Call ``heard`` for what is written in ``directory``, or deleted; yield whether that can be heard at all."""
-        watched = self._add(directory, deletions=deletions)
+    def watching(self, directory: str, heard: Heard, *, closely: bool = False) -> Iterator[bool]:
+        """Call ``heard`` for what comes into ``directory`` or has been written there; yield whether it can be heard.
+
+        ``closely`` is for what is kept open: then each write is heard, and each deletion.
+        """
+        watched = self._add(directory, closely=closely)
         if watched is None:
             yield False
             return
@@ -79,16 +82,17 @@ class Watch:
             if not watched.heard:
                 self._remove(directory, watched)
 
-    def _add(self, directory: str, *, deletions: bool) -> _Watched | None:
+    def _add(self, directory: str, *, closely: bool) -> _Watched | None:
         if self._inotify is None:
             return None
         if directory in self._watched:
             return self._watched[directory]
         mask = asyncinotify.Mask
-        kinds = mask.MODIFY | mask.CLOSE_WRITE | mask.MOVED_TO | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR
-        if deletions:
+        kinds = mask.CLOSE_WRITE | mask.MOVED_TO | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR
+        if closely:
             # For as long as anybody has a file open that was in it, the directory itself is not said to be gone.
-            kinds |= mask.DELETE
+            # Not elsewhere: the beat of a life would wake all who listen for its end, and they would beat in turn.
+            kinds |= mask.MODIFY | mask.DELETE
         try:
             handle = self._inotify.add_watch(directory, kinds)
         except OSError as error:
