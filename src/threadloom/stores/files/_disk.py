@@ -103,8 +103,11 @@ class Held:
             raise ForeignWriteError
 
     def place(self, fd: int, identity: _Identity, data: bytes) -> None:
-        """Note what was put in its stead, by a descriptor that is closed with it."""
-        self.placed = Held(self.path, fd, identity, data, self._keep)
+        """Note what was put in its stead, by a descriptor that is closed with it, or at once where it is closed."""
+        if self._fd < 0:
+            os.close(fd)
+        else:
+            self.placed = Held(self.path, fd, identity, data, self._keep)
 
     def displace(self) -> None:
         """Note that it is back in its place."""
@@ -120,7 +123,8 @@ class Held:
 
     def close(self) -> None:
         """Let go of the inode."""
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # its number may soon be that of another file
+        os.close(fd)
 
     def __enter__(self) -> Self:
         return self

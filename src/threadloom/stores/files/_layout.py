@@ -83,8 +83,10 @@ class Layout:
 
     def is_of_step(self, path: str) -> bool:
         """Return whether it is a step's record: by its depth, for a thread or a run may be called ``steps``, too."""
-        names = self.place(path).split("/")
-        return len(names) == 5 and names[3] == "steps"
+        match self.place(path).split("/"):
+            case [_, "runs", _, "steps", _]:
+                return True
+        return False
 
     def keys_in(self, thread_id: str) -> str:
         return f"{self.root}/{thread_id}/keys"
