@@ -406,7 +406,8 @@ async def test_what_a_journal_says_of_places_outside_is_set_aside_and_hides_no_o
 
 @pytest.mark.parametrize("names", [("steps/store", "t", "r"), ("store", "steps", "r"), ("store", "t", "steps")])
 async def test_a_name_that_steps_have_too_makes_no_record_one_of_a_step(tmp_path, names):
-    root, thread_id, run_id = tmp_path / names[0], *names[1:]
+    directory, thread_id, run_id = names
+    root = tmp_path / directory
     async with FileStore(root) as store:
         await store.create_thread(attrs.evolve(Thread.new(), id=thread_id))
         await store.create_run(thread_id, attrs.evolve(Run.new(thread_id, model="m"), id=run_id))
