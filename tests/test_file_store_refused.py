@@ -1,4 +1,4 @@
-"""What the system refuses in the middle of an act, be it only a look, leaves nothing half done and nothing open."""
+"""What is kept open, and what is refused in the middle of an act, be it only a look: nothing stays half done."""
 
 import errno
 from collections.abc import Callable
@@ -139,3 +139,17 @@ def test_what_was_taken_back_says_nothing_of_where_a_log_ends(tmp_path):
     assert path.read_bytes() == b'{"c": 1}\n'
     assert [file.read_bytes() for file in (tmp_path / "damaged").iterdir()] == [b'{"b": "to']
     logs.close()
+
+
+def test_of_a_record_that_stays_open_only_the_descriptor_is_kept(tmp_path):
+    path, disk = tmp_path / "record.json", _disk.Disk(str(tmp_path), "ours")
+    path.write_bytes(b"old")
+    with disk.hold(str(path)) as held:
+        disk.rewrite(held, b"new").clear()
+        placed = held.placed
+    assert placed is not None
+    assert placed.data == b""
+    with disk.hold(str(path)) as held:
+        assert held is placed
+        assert held.data == b"new"
+    disk.close()

@@ -235,7 +235,11 @@ class Disk:
                 kept.close()
                 raise
             kept.close()
-        return Held.read(path, self._held.put)
+        return Held.read(path, self._keep)
+
+    def _keep(self, held: Held) -> None:
+        held.data = b""  # read anew when it is taken up, however large it is
+        self._held.put(held)
 
     # Reading
 
