@@ -5,12 +5,13 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import threading
 import tracemalloc
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from datetime import timedelta
 from pathlib import Path
 
@@ -174,6 +175,23 @@ def test_it_stays_where_it_was_made_wherever_the_process_goes(tmp_path, monkeypa
 
     asyncio.run(use())
     assert (tmp_path / "data" / ".threadloom").is_dir()
+
+
+async def test_what_is_kept_open_leaves_most_descriptors_to_others_however_many_stores_there_are(tmp_path):
+    before = open_descriptors()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 100, limit[1]))
+    try:
+        async with AsyncExitStack() as stack:
+            for number in range(4):
+                store = await stack.enter_async_context(FileStore(tmp_path / str(number), durability="process"))
+                for _ in range(50):
+                    thread = await store.create_thread(Thread.new())
+                    await store.append_message(thread.id, Message.user(thread.id, "hello"))
+                    await store.update_thread(thread.id, metadata={"key": "value"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert open_descriptors() == before
 
 
 async def test_opened_and_closed_at_once_it_leaks_nothing(tmp_path):

@@ -324,14 +324,16 @@ async def test_what_a_run_wrote_that_a_foreign_program_ends_meanwhile_is_not_tak
             assert await texts(store) == ["first", "a reply", "rather this"]
 
 
-async def test_of_many_runs_that_are_stopped_not_all_are_held_open(base, monkeypatch):
+async def test_of_many_runs_that_are_stopped_not_all_are_held_open_and_none_afterwards(base, monkeypatch):
     monkeypatch.setattr(_new_runs, "_MOST_PINNED", 2)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
     async with FileStore(base) as store:
         await store.create_thread(a_thread("t"))
         for number in range(5):
             await store.create_run("t", a_run("t", id=f"run_{number}"))
         await make_way(store, "interrupt")
         assert statuses(base) == {f"run_{number}": "cancelled" for number in range(5)} | {"new": "queued"}
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened
 
 
 async def test_a_damaged_run_is_stopped_by_nobody_and_holds_nobody_up(base):

@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
+import attrs
 import pytest
 
 from threadloom import (
@@ -401,6 +402,26 @@ async def test_what_a_journal_says_of_places_outside_is_set_aside_and_hides_no_o
         assert [file.name[:26] for file in damaged_files(store)] == [f"journals-{path.name}"[:26]]
     assert not path.exists()
     assert list(tmp_path.rglob("escaped")) == []
+
+
+@pytest.mark.parametrize("names", [("steps/store", "t", "r"), ("store", "steps", "r"), ("store", "t", "steps")])
+async def test_a_name_that_steps_have_too_makes_no_record_one_of_a_step(tmp_path, names):
+    directory, thread_id, run_id = names
+    root = tmp_path / directory
+    async with FileStore(root) as store:
+        await store.create_thread(attrs.evolve(Thread.new(), id=thread_id))
+        await store.create_run(thread_id, attrs.evolve(Run.new(thread_id, model="m"), id=run_id))
+    status = f"{thread_id}/runs/{run_id}/status.json"
+    message = json.dumps({"id": "m", "thread_id": thread_id, "created_at": 1, "role": "user", "content": []}) + "\n"
+    writes = [
+        {"append": f"{thread_id}/messages.jsonl", "offset": 0, "data": message},
+        {"put": status, "old": "what a foreign program has replaced since", "data": "{}"},
+    ]
+    old_journal(root, json.dumps({"act": 1, "at": 1, "thread": thread_id, "writes": writes}))
+
+    async with FileStore(root) as store:
+        assert list(await store.list_messages(thread_id)) == []
+        assert (await store.get_run(thread_id, run_id)).status is RunStatus.QUEUED
 
 
 async def test_a_file_among_the_journals_that_is_none_is_set_aside(tmp_path):

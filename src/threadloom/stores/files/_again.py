@@ -57,7 +57,7 @@ class Again:
         """
         if act.is_done:
             return True
-        records = decisive(act)
+        records = decisive(act, self._layout)
         found = [self._digest_at(record.path) for record in records]
         if all(seen in {None, record.old} for seen, record in zip(found, records, strict=True)):
             return not self._is_anothers(act) and (is_torn or not self._has_lost_its_place(act))
@@ -189,9 +189,9 @@ class Again:
             return False
 
 
-def decisive(act: Told) -> list[Put | Unchanged]:
+def decisive(act: Told, layout: Layout) -> list[Put | Unchanged]:
     """Return what an act does with the records by which it stands or falls."""
-    return [write for write in act.writes if isinstance(write, Put | Unchanged) and "/steps/" not in write.path]
+    return [write for write in act.writes if isinstance(write, Put | Unchanged) and not layout.is_of_step(write.path)]
 
 
 def retractions(offset: int, lines: bytes) -> bytes:

@@ -103,8 +103,11 @@ class Held:
             raise ForeignWriteError
 
     def place(self, fd: int, identity: _Identity, data: bytes) -> None:
-        """Note what was put in its stead, by a descriptor that is closed with it."""
-        self.placed = Held(self.path, fd, identity, data, self._keep)
+        """Note what was put in its stead, by a descriptor that is closed with it, or at once where it is closed."""
+        if self._fd < 0:
+            os.close(fd)
+        else:
+            self.placed = Held(self.path, fd, identity, data, self._keep)
 
     def displace(self) -> None:
         """Note that it is back in its place."""
@@ -120,7 +123,8 @@ class Held:
 
     def close(self) -> None:
         """Let go of the inode."""
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # its number may soon be that of another file
+        os.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -129,9 +133,11 @@ class Held:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         last, self.placed = self.placed or self, None
-        if last is not self:
-            self.close()
-        (self._keep or Held.close)(last)
+        try:
+            if last is not self:
+                self.close()
+        finally:
+            (self._keep or Held.close)(last)
 
 
 class LogFile:
@@ -154,15 +160,19 @@ class LogFile:
         """Close its descriptor."""
         os.close(self._fd)
 
+    def stat(self) -> os.stat_result:
+        """Return what the system says of the file now."""
+        return os.fstat(self._fd)
+
     @property
     def size(self) -> int:
         """How many bytes the file has now."""
-        return os.fstat(self._fd).st_size
+        return self.stat().st_size
 
     @property
     def inode(self) -> int:
         """What tells this file from another at the same path."""
-        return os.fstat(self._fd).st_ino
+        return self.stat().st_ino
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes from ``offset``, fewer only at the end of the file."""
@@ -225,7 +235,11 @@ class Disk:
                 kept.close()
                 raise
             kept.close()
-        return Held.read(path, self._held.put)
+        return Held.read(path, self._keep)
+
+    def _keep(self, held: Held) -> None:
+        held.data = b""  # read anew when it is taken up, however large it is
+        self._held.put(held)
 
     # Reading
 
@@ -358,12 +372,16 @@ class Disk:
             held.check_untouched()
             os.rename(temporary, held.path)
             return False
-        if held.is_what_lies_at(temporary):
-            return True
         placed = ours
         with ExitStack() as opened:
             while True:
-                foreign = opened.enter_context(Held.read(temporary))
+                try:
+                    if placed == ours and held.is_what_lies_at(temporary):
+                        return True
+                    foreign = opened.enter_context(Held.read(temporary))
+                except OSError:
+                    exchange(temporary, held.path)  # unseen: whatever it is, it goes before ours
+                    raise
                 exchange(temporary, held.path)
                 if _identity_at(temporary) == placed:
                     raise ForeignWriteError

@@ -6,9 +6,17 @@ What is kept says nothing by itself: who takes it looks whether it is still what
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["Kept"]
+
+_SPARED: Final = 4  # of all descriptors that the process may have, the part that may be kept, by all its stores
+_DEFAULT_LIMIT: Final = 1_024
 
 
 class _Closable(Protocol):
@@ -19,12 +27,26 @@ class _Closable(Protocol):
 
 C = TypeVar("C", bound=_Closable)
 
+_in_use: set[Kept[Any]] = set()
+
+
+def _most_in_process() -> int:
+    """Return how many descriptors all stores of the process may keep: others in it need some, too."""
+    if resource is None:
+        return _DEFAULT_LIMIT // _SPARED
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _DEFAULT_LIMIT if limit == resource.RLIM_INFINITY else limit // _SPARED
+
 
 class Kept(Generic[C]):
-    """Those that were used last. Whoever takes one has it alone until it is put back. For one thread."""
+    """Those that were used last. Whoever takes one has it alone until it is put back. For one thread.
+
+    Where the stores of this process keep too many together, whoever puts one back closes older ones of its own.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._most_in_process = _most_in_process()
         self._items: OrderedDict[str, C] = OrderedDict()
 
     def take(self, path: str) -> C | None:
@@ -41,8 +63,14 @@ class Kept(Generic[C]):
         if before is not None:
             before.close()
         self._items[item.path] = item
-        if len(self._items) > self._most:
+        _in_use.add(self)
+        while len(self._items) > 1 and self._is_too_much():
             self._items.popitem(last=False)[1].close()
+
+    def _is_too_much(self) -> bool:
+        # Other threads may add to it meanwhile; to have kept a few more is no harm.
+        kept = sum([len(others._items) for others in tuple(_in_use)])  # noqa: SLF001 - of the same class
+        return len(self._items) > self._most or kept > self._most_in_process
 
     def drop(self, directory: str) -> None:
         """Close those below a directory: what is deleted there takes up space for as long as it is open."""
@@ -51,5 +79,6 @@ class Kept(Generic[C]):
 
     def close(self) -> None:
         """Close all."""
+        _in_use.discard(self)
         while self._items:
             self._items.popitem()[1].close()

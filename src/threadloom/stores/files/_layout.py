@@ -81,6 +81,13 @@ class Layout:
     def step(self, thread_id: str, run_id: str, step_id: str) -> str:
         return f"{self.run(thread_id, run_id)}/steps/{step_id}.json"
 
+    def is_of_step(self, path: str) -> bool:
+        """Return whether it is a step's record: by its depth, for a thread or a run may be called ``steps``, too."""
+        match self.place(path).split("/"):
+            case [_, "runs", _, "steps", _]:
+                return True
+        return False
+
     def keys_in(self, thread_id: str) -> str:
         return f"{self.root}/{thread_id}/keys"
 

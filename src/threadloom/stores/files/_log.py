@@ -87,19 +87,29 @@ class Logs:
             log.whole_end = start + len(data)
         return start
 
+    def cut(self, path: str, size: int, data: bytes) -> None:
+        """Take back ``data`` that was appended at ``size``, unless more was appended since."""
+        kept = self._kept.take(path)
+        if kept is not None:
+            kept.close()  # what it knows of the end does not hold, whoever appends next
+        self._disk.cut(path, size, data)
+
     def _opened(self, path: str, *, create: bool) -> tuple[_OpenLog, int]:
         """Return the log that lies at ``path``, and its size."""
         log = self._kept.take(path)
         if log is not None:
             try:
                 stat = os.stat(path)
+                if stat.st_ino == log.known_inode:
+                    return log, stat.st_size
             except FileNotFoundError:
-                stat = None
-            if stat is not None and stat.st_ino == log.known_inode:
-                return log, stat.st_size
+                pass
+            except BaseException:
+                log.close()
+                raise
             log.close()
         log = _OpenLog(path, create=create)
-        return log, log.size
+        return log, log.first_size
 
     @contextmanager
     def _keeping(self, log: _OpenLog) -> Iterator[None]:
@@ -122,7 +132,13 @@ class _OpenLog(LogFile):
     def __init__(self, path: str, *, create: bool) -> None:
         super().__init__(path, writable=True, create=create)
         self.whole_end = -1
-        self.known_inode = self.inode
+        try:
+            stat = self.stat()
+        except BaseException:
+            self.close()
+            raise
+        self.known_inode = stat.st_ino
+        self.first_size = stat.st_size
 
 
 def append_lines(disk: Disk, path: str, data: bytes, damaged: str) -> int:

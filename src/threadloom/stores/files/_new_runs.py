@@ -146,7 +146,11 @@ class NewRuns:
             except RunNotFoundError:
                 continue
             with ExitStack() as briefly:
-                (pinned if len(plans) < _MOST_PINNED else briefly).enter_context(held)
+                if len(plans) < _MOST_PINNED:
+                    pinned.enter_context(held)
+                else:
+                    held.let_go()  # what is planned still names it: nobody else is to take it up
+                    briefly.enter_context(held)
                 record = self._runs.decoded(thread_id, run_id, held.data)
                 if record.run.status.is_terminal:
                     continue  # ended by a foreign program since

@@ -184,7 +184,7 @@ class Redo:
             foreign = self._foreign(acts)
             older: dict[str, set[str]] = {}
             for act in sorted(acts, key=lambda act: act.at):
-                is_made = act.is_done or not any(record.path in foreign for record in decisive(act))
+                is_made = act.is_done or not any(record.path in foreign for record in decisive(act, self._layout))
                 self._again.carry_out(attrs.evolve(act, is_done=is_made), older, is_torn=True)
             for journal in journals:
                 # For a start after this one, which may find it once more.

@@ -94,6 +94,7 @@ class Watch:
         kinds = mask.CLOSE_WRITE | mask.MOVED_TO | mask.DELETE_SELF | mask.MOVE_SELF | mask.ONLYDIR
         if log is not None:
             # For as long as anybody has a file open that was in it, the directory itself is not said to be gone.
+            # Not elsewhere: the beat of a life would wake all who listen for its end, and they would beat in turn.
             kinds |= mask.MODIFY | mask.DELETE
         try:
             handle = self._inotify.add_watch(directory, kinds)

@@ -155,7 +155,7 @@ class _Progress:
 
     def append(self, path: str, data: bytes) -> int:
         start = self.logs.append(path, data)
-        undo = partial(self.disk.cut, path, start, data)
+        undo = partial(self.logs.cut, path, start, data)
         self.undo.append(undo)
         self.undo_lines.append(undo)
         self.appended.append((start, data))
