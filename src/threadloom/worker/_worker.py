@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
-from uuid import uuid4
 
 from threadloom.errors import ConflictError, InvalidInputError
 from threadloom.ids import check_id
@@ -97,7 +97,7 @@ class RunWorker:
         """Start to take runs; ``ConflictError`` where the worker is at work already."""
         if self._taker is not None:
             raise ConflictError("The worker is at work already.")
-        self._id = self._given_id or f"worker_{uuid4().hex}"
+        self._id = self._given_id or f"worker_{secrets.token_hex(16)}"
         self._slots = asyncio.Semaphore(self._concurrency)
         self._stop_asked = asyncio.Event()
         self._stopper = None
