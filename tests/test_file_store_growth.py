@@ -9,7 +9,7 @@ import pytest
 from threadloom import FileStore, Run, RunStatus
 from threadloom.errors import SerializationError
 from threadloom.stores.files import _dead, _log
-from threadloom.stores.files._disk import LogFile
+from threadloom.stores.files._opened import LogFile
 
 FILE_CALLS = ("open", "read", "pread", "write", "pwrite", "stat", "lstat", "fstat", "scandir", "listdir", "rename")
 

@@ -397,7 +397,7 @@ def test_a_process_that_has_lost_its_locks_in_its_end_or_to_another_program_coun
 HALF_DONE = """
 import asyncio, errno, os, signal, sys
 from threadloom import *
-from threadloom.stores.files import _commit, _disk
+from threadloom.stores.files import _commit, _disk, _opened
 
 def killed(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -414,11 +414,11 @@ async def main():
             runs = [Run.new(name, model="m") for name in ("t1", "t2")]
             await asyncio.gather(*(store.create_run(run.thread_id, run) for run in runs))
         run = await store.create_run("t1", Run.new("t1", model="m"))
-        plain, _disk.LogFile.append, _disk.Rewrite.undo = _disk.LogFile.append, broken, broken
+        plain, _opened.LogFile.append, _disk.Rewrite.undo = _opened.LogFile.append, broken, broken
         try:
             await store.update_run_status("t1", run.id, RunStatus.COMPLETED)
         except StoreIOError:
-            _disk.LogFile.append = plain
+            _opened.LogFile.append = plain
         await store.create_run("t2", Run.new("t2", model="m"))
         await store.create_run("t3", Run.new("t3", model="m"))
         print("ready", flush=True)

@@ -12,8 +12,9 @@ from contextlib import suppress
 from threadloom import codec
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._dead import Told
-from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, LogFile, digest
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._opened import ForeignWriteError, Held, LogFile, digest
 from threadloom.stores.files._writes import Append, Make, Put, Unchanged, Write
 
 __all__ = ["Again", "decisive", "is_torn_form", "retractions"]

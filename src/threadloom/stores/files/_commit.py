@@ -6,10 +6,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from threadloom.stores.files._again import retractions
-from threadloom.stores.files._disk import Disk, ForeignWriteError
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._journal import Act, Journal, JournalError
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._log import Logs
+from threadloom.stores.files._opened import ForeignWriteError
 from threadloom.stores.files._redo import Redo
 from threadloom.stores.files._writer import Work
 from threadloom.stores.files._writes import Make, NotUndoneError, Unchanged, Write, carry_out

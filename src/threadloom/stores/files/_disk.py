@@ -1,202 +1,37 @@
-"""The file system, in one small room: the only calls that read or change files are here (locks and watches apart).
+"""The file system, in one small room: what reads and changes files by their names (locks and watches apart).
 
 Everything is synchronous and runs in the store's own threads. ``OSError`` goes up as it is.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from types import TracebackType
-from typing import Final, Self
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, suppress
+from typing import Final
 
 from attrs import define
 
 from threadloom.stores.files._kept import Kept
 from threadloom.stores.files._linux import exchange, rename_to_new, sync_file_system
+from threadloom.stores.files._opened import (
+    ForeignWriteError,
+    Held,
+    Identity,
+    LogFile,
+    identity_at,
+    identity_of,
+    naming,
+    read_all,
+)
 
-__all__ = ["Disk", "ForeignWriteError", "Held", "LogFile", "digest", "naming"]
+__all__ = ["MOST_KEPT", "Disk", "Rewrite"]
 
 _READ_BYTES: Final = 1 << 16
 
 MOST_KEPT: Final = 128
 """How many descriptors of one kind are kept open for the next time: a process may have 1,024 by default."""
-
-_Identity = tuple[int, int, int, int]
-
-
-class ForeignWriteError(Exception):
-    """A program that does not lock has written the record since we read it; what it wrote stands.
-
-    ``appended`` are the places and lines that the act had added to logs by then.
-    """
-
-    appended: tuple[tuple[int, bytes], ...] = ()
-
-
-def digest(data: bytes) -> str:
-    """Return what tells one content of a record from another."""
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
-
-
-@contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Let an error tell of ``path`` where the system did not: it knows descriptors only by their numbers."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-@define(eq=False)
-class Held:
-    """A record as it was read, and a descriptor that pins its inode: no other file can come by the same number.
-
-    When it is done with, it is closed or, by a ``Disk`` that holds it, kept for the next time; and so is what was
-    ``placed`` in its stead.
-    """
-
-    path: str
-    _fd: int
-    identity: _Identity
-    data: bytes
-    _keep: Callable[[Held], object] | None = None
-    placed: Held | None = None
-
-    @classmethod
-    def read(cls, path: str, keep: Callable[[Held], object] | None = None) -> Held:
-        """Return what lies at ``path``; ``FileNotFoundError`` where nothing does."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            identity = _identity(os.fstat(fd))
-            return cls(path, fd, identity, _read_all(fd, identity[-1]), keep)
-        except BaseException:
-            os.close(fd)
-            raise
-
-    @property
-    def digest(self) -> str:
-        """What tells its content from another."""
-        return digest(self.data)
-
-    def read_again(self) -> bool:
-        """Return whether it is still the file at its path, with what that holds by now."""
-        stat = os.stat(self.path)
-        if (stat.st_dev, stat.st_ino) != self.identity[:2]:
-            return False
-        self.identity = _identity(stat)
-        self.data = os.pread(self._fd, stat.st_size + 1, 0)
-        return len(self.data) == stat.st_size  # else somebody is writing into it in this moment
-
-    def is_what_lies_at(self, path: str) -> bool:
-        """Return whether the file at ``path`` is still this one, and nobody has written into it since."""
-        return _identity_at(path) == self.identity
-
-    def check_untouched(self) -> None:
-        """Raise ``ForeignWriteError`` if another file has taken its place, or somebody has written into it."""
-        if not self.is_what_lies_at(self.path):
-            raise ForeignWriteError
-
-    def place(self, fd: int, identity: _Identity, data: bytes) -> None:
-        """Note what was put in its stead, by a descriptor that is closed with it, or at once where it is closed."""
-        if self._fd < 0:
-            os.close(fd)
-        else:
-            self.placed = Held(self.path, fd, identity, data, self._keep)
-
-    def displace(self) -> None:
-        """Note that it is back in its place."""
-        if self.placed is not None:
-            self.placed.close()
-            self.placed = None
-
-    def let_go(self) -> None:
-        """Keep neither this one nor what was placed in its stead."""
-        self._keep = None
-        if self.placed is not None:
-            self.placed.let_go()
-
-    def close(self) -> None:
-        """Let go of the inode."""
-        fd, self._fd = self._fd, -1  # its number may soon be that of another file
-        os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        last, self.placed = self.placed or self, None
-        try:
-            if last is not self:
-                self.close()
-        finally:
-            (self._keep or Held.close)(last)
-
-
-class LogFile:
-    """A file of lines, only ever appended to."""
-
-    def __init__(self, path: str, *, writable: bool = False, create: bool = True) -> None:
-        self.path = path
-        flags = (os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0)) if writable else os.O_RDONLY
-        self._fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close its descriptor."""
-        os.close(self._fd)
-
-    def stat(self) -> os.stat_result:
-        """Return what the system says of the file now."""
-        return os.fstat(self._fd)
-
-    @property
-    def size(self) -> int:
-        """How many bytes the file has now."""
-        return self.stat().st_size
-
-    @property
-    def inode(self) -> int:
-        """What tells this file from another at the same path."""
-        return self.stat().st_ino
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Return up to ``length`` bytes from ``offset``, fewer only at the end of the file."""
-        parts: list[bytes] = []
-        while length > 0 and (part := os.pread(self._fd, length, offset)):
-            parts.append(part)
-            offset += len(part)
-            length -= len(part)
-        return b"".join(parts)
-
-    def append(self, data: bytes, size: int) -> None:
-        """Add ``data`` to the ``size`` bytes there are, in one write: all of it or, where the disk fails, none."""
-        try:
-            written = os.write(self._fd, data)
-        except OSError:
-            self.truncate(size)
-            raise
-        if written != len(data):
-            self.truncate(size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-
-    def truncate(self, size: int) -> None:
-        """Cut what lies past ``size``: the rest of a write that failed, or a torn line that was set aside."""
-        os.ftruncate(self._fd, size)
 
 
 class Disk:
@@ -246,7 +81,7 @@ class Disk:
     def read(self, path: str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return _read_all(fd, _READ_BYTES)
+            return read_all(fd, _READ_BYTES)
         finally:
             os.close(fd)
 
@@ -352,7 +187,7 @@ class Disk:
         try:
             fd = _write_new(temporary, data)
             try:
-                placed = _identity(os.fstat(fd))
+                placed = identity_of(os.fstat(fd))
                 is_exchanged = self._exchange(temporary, placed, held)
             except BaseException:
                 os.close(fd)
@@ -364,7 +199,7 @@ class Disk:
         held.place(fd, placed, data)
         return Rewrite(self, held, placed, temporary, is_exchanged)
 
-    def _exchange(self, temporary: str, ours: _Identity, held: Held) -> bool:
+    def _exchange(self, temporary: str, ours: Identity, held: Held) -> bool:
         """Put what was written in the place of ``held``; return whether that has its name now."""
         held.check_untouched()
         if not exchange(temporary, held.path):
@@ -383,7 +218,7 @@ class Disk:
                     exchange(temporary, held.path)  # unseen: whatever it is, it goes before ours
                     raise
                 exchange(temporary, held.path)
-                if _identity_at(temporary) == placed:
+                if identity_at(temporary) == placed:
                     raise ForeignWriteError
                 placed = foreign.identity
 
@@ -499,14 +334,14 @@ class Rewrite:
 
     _disk: Disk
     _held: Held
-    _placed: _Identity
+    _placed: Identity
     _temporary: str
     _is_exchanged: bool
 
     def undo(self) -> None:
         """Put the old record back, unless another has come since."""
         held = self._held
-        if _identity_at(held.path) == self._placed:
+        if identity_at(held.path) == self._placed:
             if self._is_exchanged:
                 exchange(self._temporary, held.path)
             else:
@@ -516,29 +351,6 @@ class Rewrite:
     def clear(self) -> None:
         """Remove the old file."""
         self._disk.discard(self._temporary)
-
-
-def _identity_at(path: str) -> _Identity | None:
-    try:
-        return _identity(os.stat(path))
-    except FileNotFoundError:
-        return None
-
-
-def _identity(stat: os.stat_result) -> _Identity:
-    # The time of the last write and the size tell of a program that writes into the file in place.
-    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def _read_all(fd: int, expected: int) -> bytes:
-    """Return what a file holds. A read that comes short has met its end; one of all that was expected need not have."""
-    data = os.read(fd, expected + 1)
-    if len(data) <= expected:
-        return data
-    parts = [data]
-    while part := os.read(fd, _READ_BYTES):
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _write_new(path: str, data: bytes) -> int:

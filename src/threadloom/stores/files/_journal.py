@@ -23,7 +23,8 @@ from typing import Any, Final
 import orjson
 from attrs import define, field
 
-from threadloom.stores.files._disk import Disk, naming
+from threadloom.stores.files._disk import Disk
+from threadloom.stores.files._opened import naming
 from threadloom.stores.files._owner import disown, opened, own, this_process
 from threadloom.stores.files._writes import Write, to_json
 

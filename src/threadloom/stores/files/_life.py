@@ -16,7 +16,7 @@ from typing import Final
 from attrs import define
 
 from threadloom.ids import is_id
-from threadloom.stores.files._disk import naming
+from threadloom.stores.files._opened import naming
 from threadloom.stores.files._owner import disown, holder_of, lives, our_key, own, this_process
 
 __all__ = ["Life", "Peer", "Peers"]

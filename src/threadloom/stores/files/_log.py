@@ -17,8 +17,9 @@ import orjson
 
 from threadloom import codec
 from threadloom.errors import SerializationError
-from threadloom.stores.files._disk import MOST_KEPT, Disk, LogFile
+from threadloom.stores.files._disk import MOST_KEPT, Disk
 from threadloom.stores.files._kept import Kept
+from threadloom.stores.files._opened import LogFile
 
 __all__ = [
     "Line",

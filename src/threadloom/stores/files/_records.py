@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from threadloom import codec
 from threadloom.errors import NotFoundError, SerializationError, StoreBusyError, StoreError, StoreIOError
-from threadloom.stores.files._disk import Disk, ForeignWriteError, Held
+from threadloom.stores.files._disk import Disk
+from threadloom.stores.files._opened import ForeignWriteError, Held
 from threadloom.stores.files._writer import Work
 
 __all__ = ["dumped", "read_record", "rewritten", "setting_aside", "starting_over_after_foreign_writes"]

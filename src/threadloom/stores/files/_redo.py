@@ -21,10 +21,11 @@ import attrs
 from threadloom.errors import NotFoundError, StoreError
 from threadloom.stores.files._again import Again, decisive, is_torn_form
 from threadloom.stores.files._dead import DeadJournal, Journals, Told
-from threadloom.stores.files._disk import Disk, digest
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._journal import Act, add_entries, make_durable
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import Lock, LockedElsewhereError
+from threadloom.stores.files._opened import digest
 from threadloom.stores.files._owner import holder_of, opened, our_key
 from threadloom.stores.files._writes import Make, Put
 

@@ -30,8 +30,9 @@ from threadloom.lifecycle import Lease, RunRecord
 from threadloom.models import Run, RunStatus, RunStep, RunStepStatus
 from threadloom.pages import Page, page_of
 from threadloom.stores.files import _log as log
-from threadloom.stores.files._disk import Disk, Held, LogFile
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._opened import Held, LogFile
 from threadloom.stores.files._pages import PageRequest, filled_page
 from threadloom.stores.files._records import read_record, setting_aside
 from threadloom.stores.files._threads import Sight, Threads

@@ -31,9 +31,10 @@ from threadloom.lifecycle import Change, Lease, RunRecord, RunWrite
 from threadloom.models import Message, Run, RunError, RunStatus, RunStep
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._commit import Committer
-from threadloom.stores.files._disk import Disk, Held
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._opened import Held
 from threadloom.stores.files._queue import Turn, TurnBook
 from threadloom.stores.files._records import dumped, rewritten, starting_over_after_foreign_writes
 from threadloom.stores.files._run_files import RunFiles

@@ -31,10 +31,11 @@ from threadloom.models import Message, Thread
 from threadloom.pages import Order, Page, check_page, page_of_ids
 from threadloom.stores.files import _log as log
 from threadloom.stores.files._commit import Committer
-from threadloom.stores.files._disk import Disk, LogFile
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._keys import Keys
 from threadloom.stores.files._layout import Layout
 from threadloom.stores.files._lock import Lock
+from threadloom.stores.files._opened import LogFile
 from threadloom.stores.files._pages import PageRequest, page_of_records
 from threadloom.stores.files._records import (
     dumped,

@@ -11,9 +11,10 @@ from typing import Any
 from attrs import define, field, frozen
 
 from threadloom.errors import StoreBusyError
-from threadloom.stores.files._disk import Disk, ForeignWriteError, Held, Rewrite
+from threadloom.stores.files._disk import Disk, Rewrite
 from threadloom.stores.files._lock import Lock
 from threadloom.stores.files._log import Logs
+from threadloom.stores.files._opened import ForeignWriteError, Held
 
 __all__ = ["Append", "Make", "NotUndoneError", "Put", "Unchanged", "Write", "carry_out", "from_json", "to_json"]
 

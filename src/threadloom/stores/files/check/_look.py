@@ -12,8 +12,9 @@ from threadloom.errors import SerializationError
 from threadloom.ids import is_id
 from threadloom.report import ProblemKind
 from threadloom.stores.files import _log as log
-from threadloom.stores.files._disk import Disk, LogFile
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._opened import LogFile
 from threadloom.stores.files._queue import TurnBook
 from threadloom.stores.files.check._mend import Mend, Mender, Span, Stage
 

@@ -21,8 +21,9 @@ from threadloom.events import RunLog
 from threadloom.lifecycle import Change, Lease, RunRecord
 from threadloom.models import Message, Run, RunStep, Thread
 from threadloom.stores.files import _log as log
-from threadloom.stores.files._disk import Disk, LogFile
+from threadloom.stores.files._disk import Disk
 from threadloom.stores.files._layout import Layout
+from threadloom.stores.files._opened import LogFile
 from threadloom.stores.files._records import dumped
 from threadloom.stores.files._runs import Runs
 from threadloom.stores.files._writer import Work
