@@ -251,7 +251,7 @@ async def test_a_line_that_was_torn_in_the_journal_of_another_store_takes_nothin
 async def test_what_a_full_disk_has_forbidden_does_not_come_back_after_a_power_cut_and_takes_nothing_with_it(
     base, told
 ):
-    for at in range(2, 27, 1 if EVERY_IMAGE else 4):
+    for at in range(2, 27, 1 if EVERY_IMAGE else 4):  # what comes after only clears away, and refuses nothing
         disk = RecordedDisk(base)
         faulty = FaultyDisk(disk)
         story = Story(disk)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import attrs
 import cattrs
@@ -41,6 +41,7 @@ from threadloom.models import (
 __all__ = ["converter", "said"]
 
 Record = dict[str, Any]
+_LONGEST: Final = 120  # characters of what is told of one value
 
 
 @functools.cache
@@ -49,14 +50,14 @@ def converter(*, detailed: bool = False) -> cattrs.Converter:
     return _converter_with(detailed=detailed)
 
 
-def said(error: BaseException, most: int = 120) -> str:
+def said(error: BaseException) -> str:
     """Return in words what the detailed converter has found wrong in a record; long values are cut short."""
 
     def one(error: BaseException, kind: type | None) -> str:
         if not isinstance(error, TypeError | ValueError):
             return format_exception(error, kind)
         text = str(error)
-        return text if len(text) <= most else f"{text[:most]}…"
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
     return "; ".join(cattrs.transform_error(error, "record", one)).rstrip(".")
 

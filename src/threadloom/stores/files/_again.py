@@ -130,9 +130,8 @@ class Again:
             if found != data and is_torn_form(found, data):
                 self._disk.replace(f"{path}/{name}", data)
             elif name.endswith(".jsonl") and is_torn_form(found[: len(data)], data):
-                self._disk.write_at(
-                    f"{path}/{name}", 0, data
-                )  # a log, that had grown since, and of which the rest was kept
+                # A log, that had grown since, and of which the rest was kept.
+                self._disk.write_at(f"{path}/{name}", 0, data)
 
     def _put(self, put: Put, older: dict[str, set[str]], *, is_torn: bool) -> None:
         try:

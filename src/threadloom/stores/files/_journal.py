@@ -93,7 +93,7 @@ class JournalFile:
                 if self.size == before + written:
                     os.ftruncate(self.fd, before)
                     self.is_torn = False
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
 
 
 class Journal:
@@ -138,7 +138,7 @@ class Journal:
                 self._disk.discard(path)
                 # Before it was locked, another store that opens may have taken it for one of the dead.
                 if not (isinstance(error, FileNotFoundError) and attempts_left):
-                    raise JournalError(error.errno, error.strerror, str(path)) from error
+                    raise JournalError(error.errno, error.strerror, path) from error
         assert self._file is not None  # noqa: S101 - it was made, or the error raised
         return self._file
 
@@ -223,7 +223,7 @@ class Journal:
                 with suppress(OSError):
                     file.append(b"".join(_dumped({"aborted": act.number}) for act in noted))
                 self._rotate()
-            raise JournalError(error.errno, error.strerror, str(file.path)) from error
+            raise JournalError(error.errno, error.strerror, file.path) from error
 
     # Files
 
@@ -306,7 +306,7 @@ def add_entries(path: str, entries: list[Entry], *, sync: bool) -> None:
     data = b"\n" + b"".join(_dumped(entry) for entry in entries)  # the last line there may be torn
     with opened(path, os.O_WRONLY | os.O_APPEND) as fd, naming(path):
         if os.write(fd, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         if sync:
             os.fdatasync(fd)
 

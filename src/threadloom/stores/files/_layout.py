@@ -68,10 +68,6 @@ class Layout:
     def status(self, thread_id: str, run_id: str) -> str:
         return f"{self.run(thread_id, run_id)}/status.json"
 
-    def status_in(self, runs: str, run_id: str) -> str:
-        """Return ``status`` as plain text, for who goes past a hundred thousand of them."""
-        return f"{runs}/{run_id}/status.json"
-
     def events(self, thread_id: str, run_id: str) -> str:
         return f"{self.run(thread_id, run_id)}/events.jsonl"
 

@@ -50,7 +50,7 @@ def naming(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = error.filename or path
         raise
 
 
@@ -193,7 +193,7 @@ class LogFile:
             raise
         if written != len(data):
             self.truncate(size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
 
     def truncate(self, size: int) -> None:
         """Cut what lies past ``size``: the rest of a write that failed, or a torn line that was set aside."""

@@ -169,7 +169,7 @@ class Redo:
         for place in {act.thread_id for act in left}:
             with suppress(StoreError, NotFoundError):
                 self._renew_index(place)
-            ids = {"thread_id": place, "path": str(journal.path)}
+            ids = {"thread_id": place, "path": journal.path}
             _logger.warning("write finished for a process that is gone", extra=ids)
 
     # Of before a power cut
@@ -248,7 +248,7 @@ class Redo:
                     self._disk.remove_tree(f"{self._layout.temporary}/{name}")
             if journal.is_damaged:
                 aside = f"{self._layout.damaged}/journals-{os.path.basename(journal.path)}-{secrets.token_hex(4)}"
-                _logger.warning("journal set aside", extra={"path": str(journal.path)})
+                _logger.warning("journal set aside", extra={"path": journal.path})
                 with suppress(FileNotFoundError):
                     self._disk.move(journal.path, aside)
             self._disk.remove(journal.path)

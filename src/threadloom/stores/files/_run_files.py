@@ -96,9 +96,8 @@ class RunFiles:
         self._threads.check_exists(thread_id)
         damaged: list[StoreError] = []
         places: dict[str, _Place] = {}
-        runs = self._layout.runs(thread_id)
         for run_id in self.run_ids(thread_id):
-            if (glance := self._glance(runs, run_id)) is not None:
+            if (glance := self._glance(thread_id, run_id)) is not None:
                 places[run_id] = glance.place
                 continue
             with setting_aside(damaged, f"read run {run_id!r}"):
@@ -175,7 +174,7 @@ class RunFiles:
     def see(self, seen: Seen, thread_id: str, run_id: str) -> None:
         """Take a run in. Of one that has ended, as nearly all have, no more is read than that it has."""
         seen.has_runs = True
-        glance = self._glance(self._layout.runs(thread_id), run_id)
+        glance = self._glance(thread_id, run_id)
         if glance is not None and glance.is_terminal:
             seen.last_sequence = max(seen.last_sequence, glance.place[1])
             return
@@ -187,10 +186,10 @@ class RunFiles:
         if not run.status.is_terminal:
             seen.active.append(run)
 
-    def _glance(self, runs: str, run_id: str) -> _Glance | None:
+    def _glance(self, thread_id: str, run_id: str) -> _Glance | None:
         """Return what a run's record says of itself, or none where only the whole of it can tell."""
         try:
-            record = orjson.loads(self._disk.read(self._layout.status_in(runs, run_id)))
+            record = orjson.loads(self._disk.read(self._layout.status(thread_id, run_id)))
             sequence, created_at, status = record["sequence"], record["created_at"], record["status"]
         except (OSError, KeyError, TypeError, ValueError):
             return None
@@ -287,7 +286,7 @@ class RunFiles:
             try:
                 events.append(_event(record, file.path, offset))
             except SerializationError as error:
-                _logger.warning("event set aside", extra={"path": str(file.path)}, exc_info=error)
+                _logger.warning("event set aside", extra={"path": file.path}, exc_info=error)
         if position == start and at_least_one and stop > start:
             # A line longer than one read: take as much more as it needs.
             return self.parsed_events(file, start, log.end_of_lines(file))

@@ -682,7 +682,7 @@ class FileStore(ThreadStore):
         parts = Parts(self._layout, self._options, lambda run: self._ring_run(run.thread_id, run.id))
         try:
             is_indexed = await self._reporting(
-                "open the store", parts.writer.run(parts.prepare, key=str(self._layout.journals))
+                "open the store", parts.writer.run(parts.prepare, key=self._layout.journals)
             )
         except BaseException:
             await carried_out(parts.close())

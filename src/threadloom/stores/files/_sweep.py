@@ -150,12 +150,11 @@ class Walk:
         runs = self._layout.runs(thread_id)
         # A run that is moved here, whole, bears the time of the move on its directory only.
         is_joined = not all_runs and self._has_changed(self._disk.changed_ns(runs))
-        directory = str(runs)
         for run_id in self._disk.each_subdirectory(runs):
             is_changed = (
                 all_runs
-                or self._has_changed(self._disk.changed_ns(self._layout.status_in(directory, run_id)))
-                or (is_joined and self._has_changed(self._disk.changed_ns(f"{runs}/{run_id}")))
+                or self._has_changed(self._disk.changed_ns(self._layout.status(thread_id, run_id)))
+                or (is_joined and self._has_changed(self._disk.changed_ns(self._layout.run(thread_id, run_id))))
             )
             yield run_id if is_changed and is_id(run_id) else None
 

@@ -100,7 +100,7 @@ class Watch:
             handle = self._inotify.add_watch(directory, kinds)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
-                _logger.warning("inotify limit reached", extra={"path": str(directory)}, exc_info=error)
+                _logger.warning("inotify limit reached", extra={"path": directory}, exc_info=error)
             return None
         self._watched[directory] = _Watched(handle, log)
         return self._watched[directory]
