@@ -107,7 +107,7 @@ $(VENV)/client-%/.ready: $(VENV_READY) pyproject.toml constraints.txt
 	@touch $@
 
 # npm comes with the test tools. They need not be older than what it installs.
-$(VENV)/node/.ready: tests/node/package.json | $(DEV_READY)
+$(VENV)/node/.ready: tests/wire/node/package.json | $(DEV_READY)
 	rm -rf $(@D)
 	mkdir $(@D)
 	cp $< $(@D)
