@@ -18,7 +18,7 @@ CLIENTS_READY := $(VENV)/client-2/.ready $(VENV)/client-1/.ready $(VENV)/node/.r
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test lint format demo demo-wire bench bench-quick bench-chart constraints clean
+.PHONY: help setup test lint format demo demo-wire bench bench-quick bench-before bench-chart constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-quick: $(BENCH_READY) ## The same in a minute, and with less to rely on
 	$(BIN)/python benchmarks/worker.py --quick $(ARGS)
 	$(BIN)/python benchmarks/cancellation.py --quick $(ARGS)
 	$(BIN)/python benchmarks/streaming.py --quick $(ARGS)
+
+bench-before: $(BENCH_READY) ## Measure it beside what it was at ea744ed (ARGS="--quick")
+	$(BIN)/python benchmarks/before.py $(ARGS)
 
 bench-chart: $(BENCH_READY) ## Draw docs/benchmarks.svg from the figures that make bench wrote (FIGURES=FILE)
 	$(BIN)/python benchmarks/chart.py $(FIGURES) docs/benchmarks.svg

@@ -71,11 +71,11 @@ def missing(peer: Peer, fresh: Fresh | str, durability: Durability) -> str:
 def take_turn(program: str, peer: Peer, sizes: Sequence[int], place: Path, **settings: str) -> Any:
     """Return what one turn of a peer in ``program`` came to; ``RuntimeError`` where it came to nothing."""
     notes = place / "notes"
-    about = {"BENCH_NOTES": str(notes), "BENCH_POLL_S": peer.poll_s, **settings}
     here = Path(__file__).parent
+    about = {"BENCH_NOTES": str(notes), "BENCH_POLL_S": peer.poll_s, "PYTHONPATH": str(here), **settings}
     turn = ["setpriv", "--pdeathsig=KILL", "--", sys.executable, str(here / program)]
     command = [*turn, f"_peers_{peer.module}", *map(str, sizes)]
-    environment = {**os.environ, **about, "PYTHONPATH": str(here)}
+    environment = {**os.environ, **about}
     os.sync()
     try:
         done = subprocess.run(
