@@ -144,8 +144,8 @@ class _Scene:
     async def force_update_run_status(self, i: int) -> None:
         await self._store.force_update_run_status(*self._run(i), RunStatus.COMPLETED)
 
-    async def settle_run(self, i: int) -> None:
-        await self._store.settle_run(*self._run(i))
+    async def finalize_run(self, i: int) -> None:
+        await self._store.finalize_run(*self._run(i))
 
     async def wait_for_run(self, i: int) -> None:
         if (await self._store.wait_for_run(*self._run(i))).status is not RunStatus.COMPLETED:

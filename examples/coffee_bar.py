@@ -69,6 +69,7 @@ percentiles: the shortest duration that 50 % (99 %) do not exceed."""
 
 
 # The bar
+PAUSE = 0.001  # seconds between two words: a model takes longer, and a cancellation has to find something to cancel
 
 
 @dataclass
@@ -161,7 +162,7 @@ async def worker(
 ) -> AsyncIterator[None]:
     """Have a worker at the counter: in this process, or in one that is killed again and again."""
     if options.kill_every is None:
-        async with RunWorker(store, Assistant(dialogs, clockings.note).answer, concurrency=options.concurrency):
+        async with RunWorker(store, Assistant(dialogs, clockings.note, PAUSE).answer, concurrency=options.concurrency):
             yield
         return
     arguments = given(options, "data", "durability", "concurrency", "kill_every")

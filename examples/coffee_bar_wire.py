@@ -255,7 +255,7 @@ async def open_bar(
         findings.differences += clockings.differences
     async with FileStore(root) as store:
         report = await store.check()
-    findings.differences += (f"{problem.path}: {problem.description}" for problem in report.left)
+    findings.differences += (f"{problem.where}: {problem.description}" for problem in report.left)
     return clockings, findings
 
 

@@ -1,6 +1,6 @@
 """A durable store for threads, messages, runs and run steps, and a worker for the runs."""
 
-from threadloom.checks import KEEP, IdempotencyKey
+from threadloom.check_report import CheckReport, Problem, ProblemKind
 from threadloom.clock import Clock, SystemClock
 from threadloom.errors import (
     ActiveRunError,
@@ -32,7 +32,6 @@ from threadloom.errors import (
     ToolOutputsRefusedError,
 )
 from threadloom.events import Checkpoint, EventType, MessageDelta, RunEvent, StepDelta
-from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import (
     Assistant,
     FunctionCall,
@@ -61,10 +60,11 @@ from threadloom.models import (
     Usage,
 )
 from threadloom.pages import Order, Page
-from threadloom.report import CheckReport, Problem, ProblemKind
-from threadloom.store import Claim, ThreadStore
+from threadloom.records import Claim, Lease, RunWrite
+from threadloom.store import ThreadStore
 from threadloom.stores.files import FileStore
 from threadloom.stores.memory import MemoryStore
+from threadloom.validation import KEEP, IdempotencyKey
 from threadloom.worker import RetryPolicy, RunContext, RunWorker
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Time, which a caller may hand in: a test's clock stands still until it is told to move."""
+"""Clocks. Pass one to a store to control time in a test."""
 
 from __future__ import annotations
 
@@ -11,24 +11,35 @@ __all__ = ["Clock", "SystemClock"]
 
 
 class Clock(Protocol):
-    """What stores and workers ask for the time. ``threadloom.testing.ManualClock`` is the other one."""
+    """The time as stores and workers see it.
+
+    ``SystemClock`` is the default. ``threadloom.testing.ManualClock`` stands still until a test advances it.
+    """
 
     def time_ns(self) -> int:
-        """Return the time of day, in nanoseconds since 1970. It may jump, also backwards."""
+        """Return the wall clock time in nanoseconds since 1970. It may jump in either direction."""
         ...
 
     async def sleep(self, delay: timedelta) -> None:
-        """Return when ``delay`` has gone by; at once when it is not positive."""
+        """Sleep.
+
+        Args:
+            delay: Time to sleep. Zero or less returns at once.
+        """
         ...
 
 
 class SystemClock:
-    """The machine's own clock and the event loop's own timer."""
+    """The wall clock of the machine and the timer of the event loop."""
 
     def time_ns(self) -> int:
-        """Return the time of day, in nanoseconds since 1970."""
+        """Return the wall clock time in nanoseconds since 1970."""
         return time.time_ns()
 
     async def sleep(self, delay: timedelta) -> None:
-        """Return when ``delay`` has gone by on the loop's monotonic clock."""
+        """Sleep on the loop's monotonic clock.
+
+        Args:
+            delay: Time to sleep. Zero or less returns at once.
+        """
         await asyncio.sleep(delay.total_seconds())

@@ -1,39 +1,37 @@
 """Every error that threadloom raises on purpose.
 
     ThreadloomError
-    ├── InvalidInputError (ValueError)        what was handed in cannot be used
-    │   ├── InvalidIdError                    not an id, so never a path
-    │   ├── InvalidMetadataError              breaks the limits on metadata
-    │   └── InvalidCursorError                ``after`` or ``before`` names nothing in the list
-    ├── NotFoundError (LookupError)           the object is not in the store
+    ├── InvalidInputError (ValueError)        an argument is invalid
+    │   ├── InvalidIdError                    an id is malformed
+    │   ├── InvalidMetadataError              metadata exceeds its limits
+    │   └── InvalidCursorError                ``after`` or ``before`` is not in the list
+    ├── NotFoundError (LookupError)           the object does not exist
     │   ├── AssistantNotFoundError
     │   ├── ThreadNotFoundError
     │   ├── MessageNotFoundError
     │   ├── RunNotFoundError
     │   └── RunStepNotFoundError
-    ├── ConflictError                         what is there does not allow it
+    ├── ConflictError                         the state of the store does not allow it
     │   ├── AssistantAlreadyExistsError
     │   ├── ThreadAlreadyExistsError
     │   ├── RunAlreadyExistsError
     │   ├── RunStepAlreadyExistsError
-    │   ├── ActiveRunError                    another run of the thread is not finished
-    │   ├── RunInTerminalStateError           a settled run stays settled
-    │   ├── InvalidTransitionError            no such step in a run's life
-    │   ├── ToolOutputsRefusedError           the run does not wait for any
-    │   ├── IdempotencyKeyReusedError         the key was given with something else
-    │   └── LeaseLostError                    the run is not this worker's any more
-    └── StoreError                            the store cannot do its work
-        ├── SerializationError                a file does not hold what it should
-        ├── StoreIOError (OSError's context)  the operating system refused
+    │   ├── ActiveRunError                    the thread has an active run
+    │   ├── RunInTerminalStateError           the run is terminal
+    │   ├── InvalidTransitionError            the run cannot move to that status
+    │   ├── ToolOutputsRefusedError           the run does not wait for tool outputs
+    │   ├── IdempotencyKeyReusedError         the key belongs to a different request
+    │   └── LeaseLostError                    the worker no longer holds the run's lease
+    └── StoreError                            the store failed
+        ├── SerializationError                a record is damaged
+        ├── StoreIOError (wraps OSError)      the operating system reported an error
         ├── StoreBusyError                    another process held a lock for too long
-        └── StoreClosedError                  used before it was opened or after it was closed
+        └── StoreClosedError                  the store is not open
 
-Every message is one sentence that names what was wrong; the values in it are attributes too.
+Every message is one sentence that says what is wrong. Its values are attributes of the error too.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 __all__ = [
     "ActiveRunError",
@@ -67,89 +65,124 @@ __all__ = [
 
 
 class ThreadloomError(Exception):
-    """The root of the tree: catch it to catch all that threadloom raises on purpose."""
+    """Base class of all errors that threadloom raises on purpose."""
 
 
 class InvalidInputError(ThreadloomError, ValueError):
-    """What was handed in cannot be used; nothing was written."""
+    """An argument is invalid. Nothing was written."""
 
 
 class InvalidIdError(InvalidInputError):
-    """Not an id: it was refused before it could become a path."""
+    """An id is malformed. It is refused before any path is built from it.
+
+    Attributes:
+        value: The malformed id.
+    """
 
     def __init__(self, value: object) -> None:
         super().__init__(
-            f"{_shortened(value)} is not an id: 1 to 128 ASCII letters, digits, '_' and '-', "
-            "beginning with a letter or a digit."
+            f"{_shortened(value)} is not a valid id: use 1 to 128 ASCII letters, digits, '_' and '-', "
+            "starting with a letter or a digit."
         )
         self.value = value
 
 
 class InvalidMetadataError(InvalidInputError):
-    """Metadata that breaks the limits: 16 pairs of strings, keys to 64 characters, values to 512."""
+    """Metadata exceeds its limits: at most 16 pairs of strings, keys up to 64 characters, values up to 512."""
 
 
 class InvalidCursorError(InvalidInputError):
-    """``after`` or ``before`` is no id of the list that is paged through."""
+    """``after`` or ``before`` is not the id of an item in the list.
+
+    Attributes:
+        cursor: The unknown id.
+    """
 
     def __init__(self, cursor: str, listing: str) -> None:
-        super().__init__(f"{_shortened(cursor)} is no cursor here: it names nothing among the {listing}.")
+        super().__init__(f"{_shortened(cursor)} is not a valid cursor: it is not among the {listing}.")
         self.cursor = cursor
 
 
 class NotFoundError(ThreadloomError, LookupError):
-    """The object is not in the store."""
+    """The object does not exist in the store."""
 
 
 class AssistantNotFoundError(NotFoundError):
-    """No such assistant."""
+    """The assistant does not exist.
+
+    Attributes:
+        assistant_id: Id of the assistant.
+    """
 
     def __init__(self, assistant_id: str) -> None:
-        super().__init__(f"No assistant {assistant_id!r}.")
+        super().__init__(f"Assistant {assistant_id!r} does not exist.")
         self.assistant_id = assistant_id
 
 
 class ThreadNotFoundError(NotFoundError):
-    """No such thread."""
+    """The thread does not exist.
+
+    Attributes:
+        thread_id: Id of the thread.
+    """
 
     def __init__(self, thread_id: str) -> None:
-        super().__init__(f"No thread {thread_id!r}.")
+        super().__init__(f"Thread {thread_id!r} does not exist.")
         self.thread_id = thread_id
 
 
 class MessageNotFoundError(NotFoundError):
-    """No such message in the thread, or it was deleted."""
+    """The message does not exist in the thread, or was deleted.
+
+    Attributes:
+        thread_id: Id of the thread.
+        message_id: Id of the message.
+    """
 
     def __init__(self, thread_id: str, message_id: str) -> None:
-        super().__init__(f"No message {message_id!r} in thread {thread_id!r}.")
+        super().__init__(f"Message {message_id!r} does not exist in thread {thread_id!r}.")
         self.thread_id = thread_id
         self.message_id = message_id
 
 
 class RunNotFoundError(NotFoundError):
-    """No such run in the thread."""
+    """The run does not exist in the thread.
+
+    Attributes:
+        thread_id: Id of the thread.
+        run_id: Id of the run.
+    """
 
     def __init__(self, thread_id: str, run_id: str) -> None:
-        super().__init__(f"No run {run_id!r} in thread {thread_id!r}.")
+        super().__init__(f"Run {run_id!r} does not exist in thread {thread_id!r}.")
         self.thread_id = thread_id
         self.run_id = run_id
 
 
 class RunStepNotFoundError(NotFoundError):
-    """No such step in the run."""
+    """The step does not exist in the run.
+
+    Attributes:
+        run_id: Id of the run.
+        step_id: Id of the step.
+    """
 
     def __init__(self, run_id: str, step_id: str) -> None:
-        super().__init__(f"No step {step_id!r} in run {run_id!r}.")
+        super().__init__(f"Step {step_id!r} does not exist in run {run_id!r}.")
         self.run_id = run_id
         self.step_id = step_id
 
 
 class ConflictError(ThreadloomError):
-    """What is in the store does not allow it; nothing was written."""
+    """The state of the store does not allow the operation. Nothing was written."""
 
 
 class AssistantAlreadyExistsError(ConflictError):
-    """The id is taken; the assistant that has it is untouched."""
+    """An assistant with this id exists. It was not changed.
+
+    Attributes:
+        assistant_id: Id of the assistant.
+    """
 
     def __init__(self, assistant_id: str) -> None:
         super().__init__(f"Assistant {assistant_id!r} already exists.")
@@ -157,7 +190,11 @@ class AssistantAlreadyExistsError(ConflictError):
 
 
 class ThreadAlreadyExistsError(ConflictError):
-    """The id is taken; the thread that has it is untouched."""
+    """A thread with this id exists. It was not changed.
+
+    Attributes:
+        thread_id: Id of the thread.
+    """
 
     def __init__(self, thread_id: str) -> None:
         super().__init__(f"Thread {thread_id!r} already exists.")
@@ -165,7 +202,12 @@ class ThreadAlreadyExistsError(ConflictError):
 
 
 class RunAlreadyExistsError(ConflictError):
-    """The id is taken within its thread; the run that has it is untouched."""
+    """A run with this id exists in the thread. It was not changed.
+
+    Attributes:
+        thread_id: Id of the thread.
+        run_id: Id of the run.
+    """
 
     def __init__(self, thread_id: str, run_id: str) -> None:
         super().__init__(f"Run {run_id!r} already exists in thread {thread_id!r}.")
@@ -174,7 +216,12 @@ class RunAlreadyExistsError(ConflictError):
 
 
 class RunStepAlreadyExistsError(ConflictError):
-    """The id is taken within its run; the step that has it is untouched."""
+    """A step with this id exists in the run. It was not changed.
+
+    Attributes:
+        run_id: Id of the run.
+        step_id: Id of the step.
+    """
 
     def __init__(self, run_id: str, step_id: str) -> None:
         super().__init__(f"Step {step_id!r} already exists in run {run_id!r}.")
@@ -183,7 +230,12 @@ class RunStepAlreadyExistsError(ConflictError):
 
 
 class ActiveRunError(ConflictError):
-    """The thread has a run that is not finished."""
+    """The thread has an active run.
+
+    Attributes:
+        thread_id: Id of the thread.
+        run_id: Id of the active run.
+    """
 
     def __init__(self, thread_id: str, run_id: str) -> None:
         super().__init__(f"Thread {thread_id!r} already has an active run {run_id!r}.")
@@ -192,26 +244,42 @@ class ActiveRunError(ConflictError):
 
 
 class RunInTerminalStateError(ConflictError):
-    """The run is settled, and a settled run stays settled (G6)."""
+    """The run is terminal, and a terminal run stays terminal (G6).
+
+    Attributes:
+        run_id: Id of the run.
+        status: The terminal status of the run.
+    """
 
     def __init__(self, run_id: str, status: str) -> None:
-        super().__init__(f"Run {run_id!r} is {status} and stays so; only force_update_run_status may change it.")
+        super().__init__(f"Run {run_id!r} is already {status}; only force_update_run_status can change it.")
         self.run_id = run_id
         self.status = status
 
 
 class InvalidTransitionError(ConflictError):
-    """The life of a run has no such step."""
+    """The run cannot move from its status to the requested one.
+
+    Attributes:
+        run_id: Id of the run.
+        status: The current status of the run.
+        asked: The requested status.
+    """
 
     def __init__(self, run_id: str, status: str, asked: str, allowed: str) -> None:
-        super().__init__(f"Run {run_id!r} is {status} and cannot become {asked}; it may become {allowed}.")
+        super().__init__(f"Run {run_id!r} is {status} and cannot become {asked}; it can only become {allowed}.")
         self.run_id = run_id
         self.status = status
         self.asked = asked
 
 
 class ToolOutputsRefusedError(ConflictError):
-    """The run does not wait for tool outputs."""
+    """The run does not wait for tool outputs.
+
+    Attributes:
+        run_id: Id of the run.
+        status: The current status of the run.
+    """
 
     def __init__(self, run_id: str, status: str) -> None:
         super().__init__(f'Runs in status "{status}" do not accept tool outputs.')
@@ -220,55 +288,78 @@ class ToolOutputsRefusedError(ConflictError):
 
 
 class IdempotencyKeyReusedError(ConflictError):
-    """An idempotency key stands for the one thing that was created under it; this is another."""
+    """The idempotency key was used before, for a different request.
+
+    Attributes:
+        key: Value of the key.
+    """
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"The idempotency key {_shortened(key)} was used before, and with something else.")
+        super().__init__(f"The idempotency key {_shortened(key)} was already used for a different request.")
         self.key = key
 
 
 class LeaseLostError(ConflictError):
-    """The run is not this worker's any more; its write was not made (G5)."""
+    """The worker no longer holds the run's lease. Its write changed nothing (G5).
+
+    Attributes:
+        run_id: Id of the run.
+        worker_id: Id of the worker.
+    """
 
     def __init__(self, run_id: str, worker_id: str) -> None:
-        super().__init__(f"Worker {worker_id!r} does not hold run {run_id!r} any more.")
+        super().__init__(f"Worker {worker_id!r} no longer holds the lease on run {run_id!r}.")
         self.run_id = run_id
         self.worker_id = worker_id
 
 
 class StoreError(ThreadloomError):
-    """The store cannot do its work."""
+    """The store failed."""
 
 
 class SerializationError(StoreError):
-    """A record is damaged. It is left where it is, and never read as "not found" (G8)."""
+    """A record is damaged. It stays where it is, and is never reported as "not found" (G8).
 
-    def __init__(self, path: Path | str, reason: str, *, offset: int | None = None) -> None:
-        where = str(path) if offset is None else f"{path}, byte {offset}"
-        super().__init__(f"{where} is damaged: {reason}.")
-        self.path = Path(path)
+    Attributes:
+        where: File or other place that holds the record.
+        reason: What is wrong with it, as the end of a sentence.
+        offset: Byte of the log at which the damaged line starts, or None for a whole file.
+    """
+
+    def __init__(self, where: str, reason: str, *, offset: int | None = None) -> None:
+        place = where if offset is None else f"{where}, byte {offset}"
+        super().__init__(f"{place} is damaged: {reason}.")
+        self.where = where
         self.reason = reason
         self.offset = offset
 
 
 class StoreIOError(StoreError):
-    """The operating system refused. ``__cause__`` is its error; ``errno`` and ``path`` are taken from it."""
+    """The storage failed. Its error is the ``__cause__``.
 
-    def __init__(self, doing: str, error: OSError) -> None:
-        super().__init__(f"Could not {doing}: {error.strerror or error} ({error.filename or 'no path'}).")
-        self.errno = error.errno
-        self.path = None if error.filename is None else Path(str(error.filename))
+    Attributes:
+        errno: The system's number of the error, or None if it has none.
+        where: File or other place that the error names, or None if it names none.
+    """
+
+    def __init__(self, doing: str, error: Exception, *, where: str | None = None) -> None:
+        if where is None and isinstance(error, OSError) and error.filename is not None:
+            where = str(error.filename)
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        super().__init__(f"Could not {doing}: {reason} ({where or 'no place is known'}).")
+        self.errno: int | None = error.errno if isinstance(error, OSError) else None
+        self.where = where
 
 
 class StoreBusyError(StoreError):
-    """Another process held what is needed for longer than the store waits; nothing was written."""
+    """Another process held a lock for longer than the store waits. Nothing was written."""
 
 
 class StoreClosedError(StoreError):
     """The store is not open."""
 
     def __init__(self) -> None:
-        super().__init__("The store is not open: use 'async with', or open() before and close() after.")
+        super().__init__("The store is not open: use 'async with', or call open() first and close() last.")
 
 
 def _shortened(value: object, most: int = 60) -> str:

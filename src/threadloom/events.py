@@ -1,9 +1,9 @@
-"""What happened in a run, as numbered events, and what a reader of its log knows after each of them.
+"""The events of a run, which are numbered, and what a reader of its log knows after each of them.
 
-The names are those of OpenAI's event stream, but for ``threadloom.checkpoint``, which is the handler's own. Numbers
-rise strictly over a run's life, with gaps: each claim of the run begins at the next multiple of ``NUMBERS_PER_CLAIM``,
-and so does what others do to a run that a worker is on, so that a number which was seen once, and then lost with an
-unsynced delta in a power cut, never comes again with another meaning.
+The names are those of OpenAI's event stream, except ``threadloom.checkpoint``, which is a handler's own. Numbers rise
+strictly, with gaps: each claim of the run begins at the next multiple of ``NUMBERS_PER_CLAIM``, and so does a change
+that somebody else makes while a worker holds the run. A number that was read once, and whose event (an unsynced delta)
+a power failure then took, is never used again for another event.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field, frozen, setters
 
 from threadloom.models import (
     IncompleteDetails,
@@ -39,7 +39,7 @@ NUMBERS_PER_CLAIM = 1_000_000
 
 
 class EventType(StrEnum):
-    """What kind of thing happened."""
+    """The kinds of events."""
 
     RUN_CREATED = "thread.run.created"
     RUN_QUEUED = "thread.run.queued"
@@ -67,23 +67,23 @@ class EventType(StrEnum):
 
     @classmethod
     def of_run(cls, status: RunStatus) -> EventType:
-        """Return the event that says a run has come to ``status``."""
+        """Return the event of a run that has come to ``status``."""
         return cls(f"thread.run.{status}")
 
     @classmethod
     def of_step(cls, status: RunStepStatus) -> EventType:
-        """Return the event that says a step has come to ``status``."""
+        """Return the event of a step that has come to ``status``."""
         return cls(f"thread.run.step.{status}")
 
     @classmethod
     def of_message(cls, status: MessageStatus) -> EventType:
-        """Return the event that says a message has come to ``status``."""
+        """Return the event of a message that has come to ``status``."""
         return cls(f"thread.message.{status}")
 
 
 @frozen
 class MessageDelta:
-    """A piece of text, to be put after what the message ``id`` has so far."""
+    """A piece of text, to append to the message ``id``."""
 
     id: str
     text: str
@@ -91,7 +91,7 @@ class MessageDelta:
 
 @frozen
 class StepDelta:
-    """A tool call that the step ``id`` has now at place ``index``."""
+    """A tool call that the step ``id`` now has at ``index``."""
 
     id: str
     index: int
@@ -100,7 +100,7 @@ class StepDelta:
 
 @frozen
 class Checkpoint:
-    """What a handler has found out once for the whole run, and under which name. ``result`` is any JSON."""
+    """A result that a handler keeps for the whole run, under a name. ``result`` is any JSON."""
 
     name: str
     result: Any
@@ -112,7 +112,7 @@ EventData = Run | RunStep | Message | MessageDelta | StepDelta | Checkpoint
 
 @frozen
 class RunEvent:
-    """One thing that happened in a run. ``data`` is the object as it was then, or the piece that came to it."""
+    """One event of a run. ``data`` is the object as it was then, or the piece that was added to it."""
 
     number: int
     type: EventType
@@ -120,34 +120,58 @@ class RunEvent:
     data: EventData
 
 
-@define
+def _as_pieces(text: str | _Pieces | None) -> _Pieces | None:
+    if isinstance(text, str):
+        return (None, text) if text else None
+    return text
+
+
+@define(on_setattr=setters.NO_OP)  # the converter is for the constructor only
 class RunLog:
-    """What the log of a run says up to some event: the fold of ``apply`` over the events before."""
+    """What the log of a run says up to some event: the fold of ``apply`` over the events before.
+
+    number: the number of that event, 0 for none.
+    run: the run, as an event told of it last; None before the first.
+    open_steps: the steps that are in progress, by id, in the order in which they were begun.
+    open_message: the message that is being streamed, as it was announced.
+    text: what was streamed into it so far. A backend that restores a log from a summary passes a ``str``.
+    """
 
     number: int = 0
     run: Run | None = None
     open_steps: dict[str, RunStep] = field(factory=dict)
-    closed_steps: frozenset[str] = frozenset()
     open_message: Message | None = None
-    # A linked list of the pieces, newest first: a copy of the log costs the same however long the text has grown.
-    _text: _Pieces | None = field(default=None, eq=False, repr=False)
+    # A linked list of pieces, newest first, so that a copy of a log costs the same however long the text is.
+    _text: _Pieces | None = field(default=None, alias="text", converter=_as_pieces, eq=False, repr=False)
 
     @property
     def has_ended(self) -> bool:
-        """Whether the last thing that was said of the run is that it is settled."""
+        """Whether the last event about the run says that it is terminal."""
         return self.run is not None and self.run.status.is_terminal
+
+    @property
+    def text(self) -> str:
+        """The text that was streamed into the open message so far."""
+        pieces: list[str] = []
+        link = self._text
+        while link is not None:
+            link, piece = link
+            pieces.append(piece)
+        pieces.reverse()
+        return "".join(pieces)
 
     def apply(self, event: RunEvent) -> None:
         """Take in the next event."""
-        self.number = max(self.number, event.number)  # the next one rises, also after damage
+        self.number = max(self.number, event.number)  # the next one is higher, even after damage
         match event.data:
+            case MessageDelta(text=text):
+                self._text = (self._text, text)
             case Run() as run:
                 self.run = run
             case RunStep() as step if step.status is RunStepStatus.IN_PROGRESS:
                 self.open_steps[step.id] = step
             case RunStep() as step:
                 self.open_steps.pop(step.id, None)
-                self.closed_steps |= {step.id}
             case Message() as message if message.status is MessageStatus.IN_PROGRESS:
                 if self.open_message is None or self.open_message.id != message.id:
                     self._text = None
@@ -155,17 +179,15 @@ class RunLog:
             case Message():
                 self.open_message = None
                 self._text = None
-            case MessageDelta(text=text):
-                self._text = (self._text, text)
             case StepDelta() | Checkpoint():
                 pass
 
     def partial_message(self, reason: str, now: int) -> Message | None:
-        """Return the open message with the text streamed into it so far, ended now, or none where none is open."""
+        """Return the open message with the text streamed into it so far, ended at ``now``; None where none is open."""
         message = self.open_message
         if message is None:
             return None
-        text = self._joined_text()
+        text = self.text
         return Message(
             id=message.id,
             created_at=message.created_at,
@@ -181,13 +203,5 @@ class RunLog:
         )
 
     def copy(self) -> RunLog:
-        """Return a log that goes its own way from here."""
-        return RunLog(self.number, self.run, dict(self.open_steps), self.closed_steps, self.open_message, self._text)
-
-    def _joined_text(self) -> str:
-        pieces: list[str] = []
-        link = self._text
-        while link is not None:
-            link, piece = link
-            pieces.append(piece)
-        return "".join(reversed(pieces))
+        """Return a copy that changes independently."""
+        return RunLog(self.number, self.run, dict(self.open_steps), self.open_message, self._text)

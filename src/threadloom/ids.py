@@ -1,6 +1,6 @@
-"""Ids: what is one, and how a new one is made.
+"""Checking ids and making new ones.
 
-An id becomes the name of a directory or file, so what is not an id is refused before any path is made.
+An id becomes the name of a directory or file, so a malformed id is refused before any path is built from it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
 
 def is_id(value: object) -> bool:
-    """Return whether ``value`` is an id: any prefix will do, and none is needed."""
+    """Return whether ``value`` is a valid id. No prefix is required."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def check_id(*values: object) -> None:
-    """Raise ``InvalidIdError`` for the first of ``values`` that is not an id."""
+    """Raise ``InvalidIdError`` for the first of ``values`` that is not a valid id."""
     for value in values:
         if not is_id(value):
             raise InvalidIdError(value)
@@ -44,7 +44,7 @@ def _new(prefix: str) -> str:
     return prefix + uuid_utils.uuid7().hex
 
 
-# A version 7 UUID begins with its time, so that ids sort in the order in which they were made.
+# A version 7 UUID starts with the time, so ids sort in the order of their creation.
 new_assistant_id: Callable[[], str] = partial(_new, "asst_")
 new_thread_id: Callable[[], str] = partial(_new, "thread_")
 new_message_id: Callable[[], str] = partial(_new, "msg_")

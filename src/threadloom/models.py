@@ -1,7 +1,7 @@
-"""The objects that a store keeps: assistants, threads, messages, runs and steps, with the fields of the Assistants API.
+"""The objects in a store: assistants, threads, messages, runs and steps, with the fields of the Assistants API.
 
-All are frozen; ``attrs.evolve`` makes a changed copy. Moments are whole seconds since 1970, as OpenAI sends them.
-What a store hands out is a fresh object each time: nothing that is done to it reaches the store or another caller.
+All classes are frozen; use ``attrs.evolve`` to make a changed copy. Times (``*_at``) are whole seconds since 1970, as
+in OpenAI's API. A store returns a new object each time, so changing it affects neither the store nor other callers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MAX_METADATA_VALUE_CHARACTERS = 512
 
 
 class RunStatus(StrEnum):
-    """Where a run is in its life (``docs/lifecycle.md``)."""
+    """Status of a run. ``docs/lifecycle.md`` describes each status and who may set it."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"
@@ -69,7 +69,7 @@ class RunStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a run with this status is settled, and stays so unless somebody forces it."""
+        """Whether a run with this status has ended. It stays ended unless someone forces another status."""
         return self in _TERMINAL
 
 
@@ -79,7 +79,7 @@ _TERMINAL = frozenset(
 
 
 class RunStepStatus(StrEnum):
-    """Where a step is in its life; all but ``in_progress`` are final."""
+    """Status of a step. Every status except ``in_progress`` is final."""
 
     IN_PROGRESS = "in_progress"
     CANCELLED = "cancelled"
@@ -89,7 +89,7 @@ class RunStepStatus(StrEnum):
 
 
 class MessageStatus(StrEnum):
-    """Whether a message is whole."""
+    """Status of a message. A message in a thread is ``completed`` or ``incomplete``."""
 
     IN_PROGRESS = "in_progress"
     INCOMPLETE = "incomplete"
@@ -97,14 +97,14 @@ class MessageStatus(StrEnum):
 
 
 class MessageRole(StrEnum):
-    """Who wrote a message."""
+    """Author of a message."""
 
     USER = "user"
     ASSISTANT = "assistant"
 
 
 class RunStepType(StrEnum):
-    """What a step did."""
+    """Kind of a step."""
 
     MESSAGE_CREATION = "message_creation"
     TOOL_CALLS = "tool_calls"
@@ -112,14 +112,24 @@ class RunStepType(StrEnum):
 
 @frozen
 class UnknownObject:
-    """A typed JSON object of a kind that threadloom does not know: kept and echoed as it came."""
+    """A JSON object of a type that threadloom does not know. It is stored and returned unchanged.
+
+    Attributes:
+        data: The whole object.
+    """
 
     data: Mapping[str, Any]
 
 
 @frozen
 class TextContent:
-    """A block of text."""
+    """A text block.
+
+    Attributes:
+        text: The text.
+
+        annotations: Annotations of the text as JSON objects, stored and returned unchanged.
+    """
 
     text: str
     annotations: tuple[Mapping[str, Any], ...] = ()
@@ -127,7 +137,13 @@ class TextContent:
 
 @frozen
 class ImageFileContent:
-    """A picture among the uploaded files, by id."""
+    """An image block that refers to an uploaded file.
+
+    Attributes:
+        file_id: Id of the file.
+
+        detail: Resolution hint for the model, such as ``"low"``. None if unset.
+    """
 
     file_id: str
     detail: str | None = None
@@ -135,7 +151,13 @@ class ImageFileContent:
 
 @frozen
 class ImageUrlContent:
-    """A picture somewhere on the web."""
+    """An image block that refers to a URL.
+
+    Attributes:
+        url: Address of the image.
+
+        detail: Resolution hint for the model, such as ``"low"``. None if unset.
+    """
 
     url: str
     detail: str | None = None
@@ -143,7 +165,11 @@ class ImageUrlContent:
 
 @frozen
 class RefusalContent:
-    """A model's refusal to answer."""
+    """A model's refusal to answer.
+
+    Attributes:
+        refusal: The text of the refusal.
+    """
 
     refusal: str
 
@@ -153,14 +179,24 @@ Content = TextContent | ImageFileContent | ImageUrlContent | RefusalContent | Un
 
 @frozen
 class IncompleteDetails:
-    """Why a message or a run ended before it was whole, as one of OpenAI's words."""
+    """Why a message or run is ``incomplete``.
+
+    Attributes:
+        reason: OpenAI's name for the reason, such as ``"max_completion_tokens"``.
+    """
 
     reason: str
 
 
 @frozen
 class RunError:
-    """What went wrong, in words that may be shown to anyone. OpenAI's code for most things is ``server_error``."""
+    """The error of a failed run or step. Anyone who reads the run may see it.
+
+    Attributes:
+        code: OpenAI's code for the error. Most errors are ``"server_error"``.
+
+        message: What went wrong.
+    """
 
     code: str
     message: str
@@ -168,14 +204,22 @@ class RunError:
 
 @frozen
 class Usage:
-    """Tokens that were used; ``+`` adds them up."""
+    """Numbers of tokens. Use ``+`` to add two of them.
+
+    Attributes:
+        prompt_tokens: Tokens that the model read. Default 0.
+
+        completion_tokens: Tokens that the model wrote. Default 0.
+
+        total_tokens: Sum of both. Default 0.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        """Return the sums."""
+        """Return the sum of each number."""
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
@@ -185,7 +229,15 @@ class Usage:
 
 @frozen(kw_only=True)
 class FunctionCall:
-    """A function to call. ``arguments`` is any string and never parsed; ``output`` is none until there is one."""
+    """The function of a tool call.
+
+    Attributes:
+        name: Name of the function.
+
+        arguments: Arguments, usually as JSON. threadloom never parses them.
+
+        output: Result of the call. None until it is known.
+    """
 
     name: str
     arguments: str
@@ -194,7 +246,15 @@ class FunctionCall:
 
 @frozen(kw_only=True)
 class ToolCall:
-    """One call of a tool, which is a function."""
+    """One call of a function tool.
+
+    Attributes:
+        id: Id of the call, unique within its step.
+
+        function: The function, its arguments, and its output.
+
+        type: Type of the tool. Default ``"function"``.
+    """
 
     id: str
     function: FunctionCall
@@ -202,20 +262,30 @@ class ToolCall:
 
     @classmethod
     def new(cls, function: FunctionCall) -> Self:
-        """Return a call of ``function`` under a new id."""
+        """Return a call of ``function`` with a new id."""
         return cls(id=new_call_id(), function=function)
 
 
 @frozen
 class RequiredAction:
-    """What a run in ``requires_action`` waits for: the outputs of these calls, all of them."""
+    """What a run in ``requires_action`` waits for.
+
+    Attributes:
+        tool_calls: The calls whose outputs the client must submit, all of them.
+    """
 
     tool_calls: tuple[ToolCall, ...]
 
 
 @frozen
 class ToolOutput:
-    """What came of the call ``tool_call_id``. ``output`` is any string and never parsed."""
+    """The output of one tool call.
+
+    Attributes:
+        tool_call_id: Id of the call.
+
+        output: The output, any text. threadloom never parses it.
+    """
 
     tool_call_id: str
     output: str
@@ -223,14 +293,22 @@ class ToolOutput:
 
 @frozen
 class MessageCreation:
-    """The step wrote a message."""
+    """Details of a step that writes a message.
+
+    Attributes:
+        message_id: Id of the message.
+    """
 
     message_id: str
 
 
 @frozen
 class ToolCalls:
-    """The step called tools."""
+    """Details of a step that calls tools.
+
+    Attributes:
+        tool_calls: The calls, in their order.
+    """
 
     tool_calls: tuple[ToolCall | UnknownObject, ...]
 
@@ -240,7 +318,13 @@ StepDetails = MessageCreation | ToolCalls | UnknownObject
 
 @frozen(kw_only=True)
 class TruncationStrategy:
-    """Which messages of the thread a run is given: all (``auto``), or the newest ``last_messages``."""
+    """Which messages of the thread the handler of a run gets.
+
+    Attributes:
+        type: ``"auto"``, the default, or ``"last_messages"``.
+
+        last_messages: Get only this many of the newest messages. None, the default, for all of them.
+    """
 
     type: str = "auto"
     last_messages: int | None = None
@@ -248,7 +332,39 @@ class TruncationStrategy:
 
 @frozen(kw_only=True)
 class Assistant:
-    """What runs are asked of: a model, and how it is to behave. ``tenant`` is whose it is, where a server has many."""
+    """Default settings of runs: a model, instructions and tools.
+
+    A run copies the settings when it is created over HTTP. Later changes of the assistant do not affect it.
+
+    Attributes:
+        id: Id of the assistant.
+
+        created_at: When the assistant was created.
+
+        model: Name of the model, any text.
+
+        name: Name for its owner. None by default.
+
+        description: Description for its owner. None by default.
+
+        instructions: System prompt for the handler. None by default.
+
+        tools: Tools for the handler, as JSON objects. Empty by default.
+
+        tool_resources: Resources of the tools, stored and returned unchanged. None by default.
+
+        metadata: Up to 16 pairs for its owner. Empty by default.
+
+        temperature: Sampling temperature for the handler. None by default.
+
+        top_p: Nucleus sampling parameter for the handler. None by default.
+
+        response_format: Format of the answer, for the handler. None by default.
+
+        reasoning_effort: Reasoning effort for the handler. None by default.
+
+        tenant: Tenant of the server that owns the assistant. None, the default, if there are no tenants.
+    """
 
     id: str
     created_at: int
@@ -283,7 +399,13 @@ class Assistant:
         tenant: str | None = None,
         id: str | None = None,  # noqa: A002 - the field's name
     ) -> Self:
-        """Return an assistant made now, under a new id unless one is given: ids in old code live on."""
+        """Return an assistant that is created now.
+
+        Each argument sets the field of the same name.
+
+        Args:
+            id: Id of the assistant. None, the default, for a new one. Pass one to keep an id that old code uses.
+        """
         return cls(
             id=new_assistant_id() if id is None else id,
             created_at=_now(),
@@ -304,7 +426,19 @@ class Assistant:
 
 @frozen(kw_only=True)
 class Thread:
-    """A conversation. ``tenant`` is whose it is, where a server has many."""
+    """A conversation.
+
+    Attributes:
+        id: Id of the thread.
+
+        created_at: When the thread was created.
+
+        metadata: Up to 16 pairs for its owner. Empty by default.
+
+        tool_resources: Resources of tools, stored and returned unchanged. None by default.
+
+        tenant: Tenant of the server that owns the thread. None, the default, if there are no tenants.
+    """
 
     id: str
     created_at: int
@@ -321,7 +455,13 @@ class Thread:
         tenant: str | None = None,
         id: str | None = None,  # noqa: A002 - the field's name
     ) -> Self:
-        """Return a thread made now, under a new id unless one is given."""
+        """Return a thread that is created now.
+
+        Each argument sets the field of the same name.
+
+        Args:
+            id: Id of the thread. None, the default, for a new one.
+        """
         return cls(
             id=new_thread_id() if id is None else id,
             created_at=_now(),
@@ -333,7 +473,35 @@ class Thread:
 
 @frozen(kw_only=True)
 class Message:
-    """What somebody said in a thread."""
+    """A message in a thread.
+
+    Attributes:
+        id: Id of the message.
+
+        created_at: When the message was created.
+
+        thread_id: Id of its thread.
+
+        role: Author of the message.
+
+        content: Blocks of text and images.
+
+        status: ``completed``, the default, or ``incomplete``. ``in_progress`` only in the events of a run.
+
+        assistant_id: Id of the assistant whose run wrote the message. None by default.
+
+        run_id: Id of the run that wrote the message. None, the default, for a message that was added by hand.
+
+        attachments: Attached files as JSON objects, stored and returned unchanged. Empty by default.
+
+        metadata: Up to 16 pairs for its owner. Empty by default.
+
+        completed_at: When the message was completed. None by default.
+
+        incomplete_at: When the message ended as ``incomplete``. None by default.
+
+        incomplete_details: Why the message is ``incomplete``. None by default.
+    """
 
     id: str
     created_at: int
@@ -358,7 +526,17 @@ class Message:
         metadata: Mapping[str, str] | None = None,
         attachments: Iterable[Mapping[str, Any]] = (),
     ) -> Self:
-        """Return a user's message, made now: a text, or blocks of content."""
+        """Return a message of a user that is created now.
+
+        Args:
+            thread_id: Id of the thread.
+
+            content: A text, or blocks of content.
+
+            metadata: Up to 16 pairs. None for no metadata.
+
+            attachments: Attached files as JSON objects.
+        """
         return cls._new(thread_id, MessageRole.USER, content, metadata=metadata, attachments=attachments)
 
     @classmethod
@@ -371,7 +549,19 @@ class Message:
         assistant_id: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Self:
-        """Return an assistant's message, made now, by the run that is named."""
+        """Return a message of an assistant that is created now.
+
+        Args:
+            thread_id: Id of the thread.
+
+            content: A text, or blocks of content.
+
+            run_id: Id of the run that wrote the message. None if no run did.
+
+            assistant_id: Id of the assistant. None if there is none.
+
+            metadata: Up to 16 pairs. None for no metadata.
+        """
         return cls._new(
             thread_id,
             MessageRole.ASSISTANT,
@@ -409,23 +599,93 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text blocks, joined by nothing; empty where there are none."""
+        """The text blocks, joined without a separator. Empty if there are none."""
         return "".join(block.text for block in self.content if isinstance(block, TextContent))
 
 
 @frozen(kw_only=True)
 class Run:
-    """Work asked for on a thread.
+    """A request for work on a thread, and its result.
 
-    ``expires_after_seconds`` sets ``expires_at`` when the run is first taken, unless it is set. It, and all of the
-    following, are threadloom's own.
+    Attributes:
+        id: Id of the run.
 
-    ``sequence``, ``attempt``, ``turn``, ``retry_at``, ``messages_before``, ``anew_from``, ``spent`` and
-    ``is_rolled_back`` are the store's own: the run's place among the runs of its thread (none in a record of another
-    program), the attempt it is at, how often it was given tool outputs, the moment before which a run that waits for a
-    retry is not taken, how much of the thread was there when the run was created, the number of the event by which it
-    was forced to begin anew, if it was, the tokens of attempts that came to nothing, which count towards the run's
-    limits and not as its ``usage``, and whether what it writes from now on is not to be kept.
+        created_at: When the run was created.
+
+        thread_id: Id of its thread.
+
+        status: Status of the run.
+
+        model: Name of the model, any text. Empty by default.
+
+        assistant_id: Id of the assistant. Empty, the default, if there is none.
+
+        instructions: System prompt for the handler. Empty by default.
+
+        tools: Tools for the handler, as JSON objects. Empty by default.
+
+        metadata: Up to 16 pairs for the run's creator. Empty by default.
+
+        required_action: Tool calls whose outputs the run waits for. None unless the status is ``requires_action``.
+
+        last_error: Why the run failed. None by default.
+
+        incomplete_details: Why the run is ``incomplete``. None by default.
+
+        expires_at: When the run expires, by the wall clock. None, the default, for never.
+
+        started_at: When the run first became ``in_progress`` since it was last forced to ``queued``. None before that.
+
+        cancelled_at: When the run was cancelled. None by default.
+
+        failed_at: When the run failed. None by default.
+
+        completed_at: When the run was completed. None by default.
+
+        usage: Tokens used by the attempts that led to the result. None, the default, if nobody counted.
+
+        temperature: Sampling temperature for the handler. None by default.
+
+        top_p: Nucleus sampling parameter for the handler. None by default.
+
+        max_prompt_tokens: Limit on prompt tokens, over all attempts. None, the default, for no limit.
+
+        max_completion_tokens: Limit on completion tokens, over all attempts. None, the default, for no limit.
+
+        truncation_strategy: Which messages the handler gets. None, the default, for all of them.
+
+        tool_choice: Which tool the model must or must not call, for the handler. None by default.
+
+        parallel_tool_calls: Whether the model may call several tools at once, for the handler. True by default.
+
+        response_format: Format of the answer, for the handler. None by default.
+
+        reasoning_effort: Reasoning effort for the handler. None by default.
+
+        tool_resources: Resources of the tools, stored and returned unchanged. None by default.
+
+        expires_after_seconds: Seconds from the first claim after which the run expires, unless ``expires_at`` is set.
+            None, the default, for never. This and all fields below are not in OpenAI's API.
+
+        sequence: Place among the runs of the thread, set by the store. None in a record of an external writer.
+
+        attempt: Number of the current attempt, set by the store. 1 for the first.
+
+        turn: Number of times a client submitted tool outputs, set by the store. 0 at first.
+
+        retry_at: When a queued run may be claimed for its next attempt, set by the store. None, the default, for at
+            once.
+
+        messages_before: Number of messages ever appended to the thread when the run was created, deleted ones included,
+            set by the store. None in a record of an external writer.
+
+        anew_from: Number of the event by which the run was last forced to ``queued``, set by the store. Its handler
+            does not see earlier steps and checkpoints. None, the default, if it was not.
+
+        spent: Tokens of attempts without a result, set by the store. They count towards the limits but not as
+            ``usage``. None by default.
+
+        is_rolled_back: Whether the run's messages are dropped from now on, set by the store. False by default.
     """
 
     id: str
@@ -490,10 +750,15 @@ class Run:
         reasoning_effort: str | None = None,
         tool_resources: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Return a run made now under a new id. A terminal ``status`` is for history that is brought in.
+        """Return a run that is created now, with a new id.
 
-        ``expires_after`` counts from when the run is first taken, so that an outage expires nothing that never started;
-        it is kept in whole seconds, rounded up.
+        Each argument sets the field of the same name, except for ``expires_after``.
+
+        Args:
+            status: ``queued``, the default, or a terminal status to import history.
+
+            expires_after: Time from the first claim after which the run expires, rounded up to whole seconds. An outage
+                therefore does not expire runs that never started. None, the default, for never.
         """
         return cls(
             id=new_run_id(),
@@ -522,11 +787,46 @@ class Run:
 
 @frozen(kw_only=True)
 class RunStep:
-    """Something a run did.
+    """One step of a run: a message it wrote, or tools it called.
 
-    ``sequence`` is its place in the run, given by the store. ``turn`` and ``position`` are its place in the handler,
-    given by the worker: how often the run had been given tool outputs, and which of the handler's calls it was, from 1
-    up. By them an attempt that is done again knows what was completed before.
+    Attributes:
+        id: Id of the step.
+
+        created_at: When the step was created.
+
+        run_id: Id of its run.
+
+        thread_id: Id of its thread.
+
+        type: Kind of the step.
+
+        status: Status of the step.
+
+        step_details: The message, or the tool calls. None, the default, if not known yet.
+
+        assistant_id: Id of the assistant. Empty, the default, if there is none.
+
+        last_error: Why the step failed. None by default.
+
+        expired_at: When the step expired. None by default.
+
+        cancelled_at: When the step was cancelled. None by default.
+
+        failed_at: When the step failed. None by default.
+
+        completed_at: When the step was completed. None by default.
+
+        metadata: Up to 16 pairs. Empty by default.
+
+        usage: Tokens that the step used. None by default.
+
+        sequence: Place among the steps of the run, set by the store. None by default. This and all fields below are not
+            in OpenAI's API.
+
+        turn: ``Run.turn`` at which the handler made the step, set by the worker. None if no worker did. With
+            ``position``, it tells a retry which calls an earlier attempt completed.
+
+        position: Number of the handler's call in that turn, starting at 1, set by the worker. None if no worker did.
     """
 
     id: str
@@ -552,7 +852,17 @@ class RunStep:
     def message_creation(
         cls, *, thread_id: str, run_id: str, message_id: str | None = None, assistant_id: str = ""
     ) -> Self:
-        """Return an open step that writes a message, whose id it may name later."""
+        """Return a new step that writes a message, in progress.
+
+        Args:
+            thread_id: Id of the thread.
+
+            run_id: Id of the run.
+
+            message_id: Id of the message. None, the default, if it is not known yet.
+
+            assistant_id: Id of the assistant. Empty, the default, if there is none.
+        """
         details = None if message_id is None else MessageCreation(message_id)
         return cls._new(RunStepType.MESSAGE_CREATION, thread_id, run_id, assistant_id, details)
 
@@ -560,7 +870,17 @@ class RunStep:
     def tool_calls(
         cls, *, thread_id: str, run_id: str, calls: Iterable[ToolCall | FunctionCall] = (), assistant_id: str = ""
     ) -> Self:
-        """Return an open step that calls tools; a ``FunctionCall`` is given an id."""
+        """Return a new step that calls tools, in progress.
+
+        Args:
+            thread_id: Id of the thread.
+
+            run_id: Id of the run.
+
+            calls: The calls. A ``FunctionCall`` gets a new id.
+
+            assistant_id: Id of the assistant. Empty, the default, if there is none.
+        """
         made = tuple(ToolCall.new(call) if isinstance(call, FunctionCall) else call for call in calls)
         return cls._new(RunStepType.TOOL_CALLS, thread_id, run_id, assistant_id, ToolCalls(made))
 
@@ -581,17 +901,20 @@ class RunStep:
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """Return a copy of what is handed in as metadata, empty for none, or raise ``InvalidMetadataError``.
+    """Return a copy of ``metadata``, or raise ``InvalidMetadataError``.
 
-    The limits are OpenAI's. What is read from a store is not checked: others may have put any JSON there.
+    The limits are those of OpenAI. Metadata in a store is not checked, because external writers may store any JSON.
+
+    Args:
+        metadata: New metadata. None for an empty mapping.
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping):
-        message = f"Metadata must map strings to strings, not be {type(metadata).__name__}."
+        message = f"Metadata must be a mapping of strings to strings, not {type(metadata).__name__}."
         raise InvalidMetadataError(message)
     if len(metadata) > MAX_METADATA_PAIRS:
-        message = f"Metadata has {len(metadata)} pairs; at most {MAX_METADATA_PAIRS} are kept."
+        message = f"Metadata has {len(metadata)} pairs; the limit is {MAX_METADATA_PAIRS}."
         raise InvalidMetadataError(message)
     for key, value in metadata.items():
         _check_metadata_text("key", key, key, MAX_METADATA_KEY_CHARACTERS)
@@ -604,7 +927,7 @@ def _check_metadata_text(what: str, key: object, text: object, most: int) -> Non
         message = f"Metadata {what} at {key!r} must be a string, not {type(text).__name__}."
         raise InvalidMetadataError(message)
     if len(text) > most:
-        message = f"Metadata {what} at {key[:most]!r} has {len(text)} characters; at most {most} are kept."  # type: ignore[index]
+        message = f"Metadata {what} at {key[:most]!r} has {len(text)} characters; the limit is {most}."  # type: ignore[index]
         raise InvalidMetadataError(message)
 
 

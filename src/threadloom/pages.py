@@ -1,22 +1,22 @@
-"""A page: a part of a list, and whether there is more of it."""
+"""Pages of a list."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from attrs import field, frozen
 
 from threadloom.errors import InvalidCursorError, InvalidInputError, StoreError
 
-__all__ = ["Order", "Page", "check_page", "page_of", "page_of_ids"]
+__all__ = ["Order", "Page", "PageRequest", "check_page", "page_of", "page_of_ids"]
 
 T = TypeVar("T")
 
 
 class Order(StrEnum):
-    """Which end of a list comes first."""
+    """Order of a list: oldest first (``asc``) or newest first (``desc``)."""
 
     ASC = "asc"
     DESC = "desc"
@@ -28,11 +28,15 @@ def _as_tuple(errors: Iterable[StoreError]) -> tuple[StoreError, ...]:
 
 @frozen
 class Page(Sequence[T]):
-    """An immutable sequence of what was asked for.
+    """One page of a list: an immutable sequence of items.
 
-    ``has_more`` says whether the list goes on beyond the page, in the direction it was asked for. ``damaged`` are the
-    records that stand in the way and could not be read, as the errors that name their files (G8): they are left out
-    of the items, and they never hide the others.
+    Attributes:
+        items: The items, in the requested order.
+
+        has_more: Whether the list continues beyond the page, in the direction of the request. False by default.
+
+        damaged: One error for each record that could not be read, which names its file (G8). The page leaves these
+            records out, and they never hide the others. Empty by default.
     """
 
     items: tuple[T, ...] = field(converter=tuple)
@@ -44,22 +48,47 @@ class Page(Sequence[T]):
     @overload
     def __getitem__(self, index: slice) -> tuple[T, ...]: ...
     def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
-        """Return an item, or a tuple of them."""
+        """Return one item, or a tuple of items for a slice."""
         return self.items[index]
 
     def __len__(self) -> int:
-        """Return how many items are on the page."""
+        """Return the number of items on the page."""
         return len(self.items)
 
     def __iter__(self) -> Iterator[T]:
-        """Yield the items in the order that was asked for."""
+        """Yield the items in the requested order."""
         return iter(self.items)
 
 
+@frozen
+class PageRequest:
+    """The part of a list that a caller wants.
+
+    Attributes:
+        limit: Maximum number of items. None for all.
+
+        order: ``asc`` for oldest first, ``desc`` for newest first.
+
+        after: Id of the item before the first one, in that order. None for no such bound.
+
+        before: Id of the item after the last one, in that order. None for no such bound.
+    """
+
+    limit: int | None = None
+    order: str = Order.ASC
+    after: str | None = None
+    before: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The request as keyword arguments."""
+        return {"limit": self.limit, "order": self.order, "after": self.after, "before": self.before}
+
+
 def check_page(limit: int | None, order: str) -> None:
-    """Raise ``InvalidInputError`` unless ``limit`` is none or at least 1, and ``order`` is asc or desc."""
+    """Raise ``InvalidInputError`` unless ``limit`` is None or at least 1 and ``order`` is ``asc`` or ``desc``."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        message = f"limit must be a whole number from 1 up, or None for all, not {limit!r}."
+        message = f"limit must be a positive integer, or None for all items, not {limit!r}."
         raise InvalidInputError(message)
     if order not in tuple(Order):
         message = f"order must be 'asc' or 'desc', not {order!r}."
@@ -77,11 +106,29 @@ def page_of(
     after: str | None = None,
     before: str | None = None,
 ) -> Page[T]:
-    """Return the page of ``items``, which stand oldest first and are named by ``key``.
+    """Return one page of ``items``.
 
-    ``after`` and ``before`` are exclusive and count in the order that was asked for. With ``before`` alone the page
-    holds the items nearest before it, still in that order. An unknown one raises ``InvalidCursorError``, which calls
-    the list ``listing``. What is not ``wanted`` serves as a cursor only.
+    With ``before`` alone, the page holds the items nearest to it, still in the requested order.
+
+    Args:
+        items: All items, oldest first.
+
+        key: Returns the id of an item.
+
+        listing: Name of the list, for the error message.
+
+        wanted: Returns whether an item may be on the page. Other items are valid cursors only. None for all.
+
+        limit: Maximum number of items on the page. None for all.
+
+        order: ``asc`` or ``desc``.
+
+        after: Id of the item before the page, in the requested order. None to start at the beginning.
+
+        before: Id of the item after the page, in the requested order. None to continue to the end.
+
+    Raises:
+        InvalidCursorError: If ``after`` or ``before`` is not the id of an item.
     """
     check_page(limit, order)
     ordered = list(items) if order == Order.ASC else list(reversed(items))
@@ -99,7 +146,19 @@ def page_of_ids(
     after: str | None = None,
     before: str | None = None,
 ) -> Page[str]:
-    """Return the page of ``ids`` in their own order, in which any id is a cursor, also one that is gone."""
+    """Return one page of ``ids``, sorted. Any id is a valid cursor, even if it is not in the list.
+
+    Args:
+        ids: All ids, in any order.
+
+        limit: Maximum number of ids on the page. None for all.
+
+        order: ``asc`` or ``desc``.
+
+        after: Id before the page, in the requested order. None to start at the beginning.
+
+        before: Id after the page, in the requested order. None to continue to the end.
+    """
     check_page(limit, order)
     low, high = (after, before) if order == Order.ASC else (before, after)
     chosen = sorted(id_ for id_ in ids if (low is None or id_ > low) and (high is None or id_ < high))

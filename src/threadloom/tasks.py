@@ -1,4 +1,4 @@
-"""Waiting for tasks to their end, also while the one who waits is being cancelled."""
+"""Waiting for tasks until they are done, even if the caller is cancelled."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ T = TypeVar("T")
 async def finish(
     *tasks: asyncio.Future[Any], when_cancelled: Callable[[], object] | None = None
 ) -> asyncio.CancelledError | None:
-    """Wait until all ``tasks`` are done, however often the caller is cancelled meanwhile.
+    """Wait until all ``tasks`` are done, even if the caller is cancelled, once or repeatedly.
 
-    The last such cancellation is returned, for the caller to raise once it has cleaned up; ``when_cancelled`` is
-    called at each. What the tasks return or raise is left in them.
+    The tasks keep their results and exceptions.
+
+    Args:
+        tasks: The tasks to wait for.
+
+        when_cancelled: Called each time the caller is cancelled. None, the default, to do nothing.
+
+    Returns:
+        The last cancellation, which the caller must raise after its cleanup, or None.
     """
     cancelled = None
     while pending := [task for task in tasks if not task.done()]:
@@ -31,22 +38,29 @@ async def finish(
 
 
 async def until_done(*tasks: asyncio.Future[Any]) -> None:
-    """Return when all ``tasks`` are done; a cancellation of the caller goes on then, and not before."""
+    """Wait until all ``tasks`` are done. A cancellation of the caller is raised afterwards.
+
+    Args:
+        tasks: The tasks to wait for.
+    """
     cancelled = await finish(*tasks)
     if cancelled is not None:
         raise cancelled
 
 
 async def carried_out(work: Coroutine[Any, Any, T]) -> T:
-    """Return what ``work`` returns. A cancellation of the caller goes on only after ``work`` has come to its end.
+    """Run ``work`` to its end and return its result. A cancellation of the caller is raised afterwards.
 
-    So whoever keeps books within ``work`` knows whether a write was made; a store alone cannot tell one who was
-    cancelled in the middle of it.
+    Code inside ``work`` therefore knows whether a write succeeded. A caller that is cancelled during a store's write
+    does not.
+
+    Args:
+        work: The coroutine to run.
     """
     task = asyncio.create_task(work)
     cancelled = await finish(task)
     if cancelled is None:
         return task.result()
     if not task.cancelled():
-        task.exception()  # looked at, so that asyncio does not report it: the cancellation goes first
+        task.exception()  # retrieved so that asyncio does not log it; the cancellation takes precedence
     raise cancelled

@@ -53,21 +53,22 @@ async def root(tmp_path):
 
 
 def test_a_sound_store_is_clean(root):
-    assert run("check", root) == (0, "Nothing is wrong in 2 threads.\n", "")
-    assert run("check", "store", cwd=root.parent) == (0, "Nothing is wrong in 2 threads.\n", "")
+    assert run("check", root) == (0, "No problems in 2 threads.\n", "")
+    assert run("check", "store", cwd=root.parent) == (0, "No problems in 2 threads.\n", "")
 
 
 def test_every_problem_is_said_with_its_path_and_changed_only_by_a_fix(root):
     (root / STEP).unlink()
     append(root / MESSAGES, b'{"id": "to')
     before = files_in(root)
-    step = f"{root}/{STEP}: the run's events tell of this step, and it is not there; a fix makes it anew from the run's"
-    tail = f"{root}/{MESSAGES}: byte {before[MESSAGES].rindex(b'{')}: the last line has no end; a fix ends it"
+    step = f"{root}/{STEP}: The run's log tells of this step, which is not here. A fix "
+    tail = f"{root}/{MESSAGES}: Byte {before[MESSAGES].rindex(b'{')}: The last line has no end. A fix moves it to"
 
     status, said, errors = run("check", root)
 
     assert (status, errors) == (1, "")
-    first, second, closing = said.splitlines()
+    *problems, closing = said.splitlines()
+    second, first = problems
     assert first.startswith(step)
     assert first.endswith("[missing_record]")
     assert second.startswith(tail)
@@ -79,7 +80,7 @@ def test_every_problem_is_said_with_its_path_and_changed_only_by_a_fix(root):
     assert (status, errors) == (0, "")
     assert [line.rsplit(" ", 1)[1] for line in said.splitlines()[:-1]] == ["[fixed]", "[fixed]"]
     assert said.endswith("\n2 problems in 2 threads: 2 fixed, 0 left.\n")
-    assert run("check", root) == (0, "Nothing is wrong in 2 threads.\n", "")
+    assert run("check", root) == (0, "No problems in 2 threads.\n", "")
 
 
 def test_what_no_fix_can_mend_is_left(root):
@@ -97,7 +98,7 @@ def test_a_directory_that_is_no_store_is_refused_and_left_as_it_is(tmp_path):
         for fix in ((), ("--fix",)):
             status, said, errors = run("check", root, *fix)
             assert (status, said) == (2, "")
-            assert errors == f"threadloom: {root} is no store: there is no .threadloom in it.\n"
+            assert errors == f"threadloom: {root} is not a store: it contains no .threadloom directory.\n"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.jpg", "photographs"]
 
 
@@ -105,7 +106,7 @@ def test_a_store_of_another_format_is_refused(root):
     (root / ".threadloom" / "format").write_bytes(b"7\n")
     status, said, errors = run("check", root, "--fix")
     assert (status, said) == (1, "")
-    assert "it names format b'7\\n', and this is format 1" in errors
+    assert "holds b'7\\n', but this version of threadloom expects b'2\\n' there" in errors
 
 
 @pytest.mark.parametrize("arguments", [(), ("check",), ("mend", "."), ("check", ".", "--mend")])
@@ -129,10 +130,10 @@ def test_without_rich_everything_is_said_but_the_bar(root, tmp_path):
     (tmp_path / "without" / "rich" / "__init__.py").write_text("raise ImportError")
     status, seen = run_on_a_terminal("check", root, PYTHONPATH=str(tmp_path / "without"))
     assert status == 0
-    assert seen.splitlines() == ["For a progress bar: pip install 'threadloom[cli]'", "Nothing is wrong in 2 threads."]
+    assert seen.splitlines() == ["For a progress bar: pip install 'threadloom[cli]'", "No problems in 2 threads."]
 
 
 def test_the_command_is_installed(root):
     command = Path(sys.executable).with_name("threadloom")
     done = subprocess.run([command, "check", root], capture_output=True, text=True, check=True)
-    assert done.stdout == "Nothing is wrong in 2 threads.\n"
+    assert done.stdout == "No problems in 2 threads.\n"

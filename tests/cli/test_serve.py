@@ -70,7 +70,7 @@ async def status_of(root, run):
 async def test_a_newcomer_is_given_an_echo(root):
     async with served(root) as server:
         assert server.first_line.startswith(f"Serving {root} at http://")
-        assert "Handler: echo, which says again what it is told" in server.first_line
+        assert "Handler: echo, which repeats the user's message" in server.first_line
         assert (await server.line()).startswith("Anyone on this machine can use it.")
         assert await server.answer(await server.run("good morning")) == "You said: good morning"
 
@@ -131,7 +131,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_its_run_is_finished(root,
         server.process.terminate()
         status, errors = await server.end()
         assert status == 0
-        assert "worker process died" in errors
+        assert "A worker process ended with exit status -9" in errors
         assert "exit_status=-9" in errors
 
 
@@ -178,7 +178,7 @@ async def test_without_keys_a_page_of_the_web_cannot_use_it_by_way_of_a_browser(
 async def test_without_keys_it_is_not_to_be_reached_from_elsewhere(root):
     status, said, errors = run_command("serve", root, "--host", "0.0.0.0", THREADLOOM_API_KEYS=" , ")  # noqa: S104
     assert (status, said) == (2, "")
-    assert errors.startswith("threadloom: --host 0.0.0.0 can be reached from other machines")
+    assert errors.startswith("threadloom: Other machines can reach --host 0.0.0.0")
     assert "THREADLOOM_API_KEYS" in errors
 
 
@@ -190,20 +190,26 @@ async def test_without_keys_it_is_not_to_be_reached_from_elsewhere(root):
     [
         (["--handler", "nowhere:f"], "--handler 'nowhere:f' cannot be imported: ModuleNotFoundError: No module named"),
         (["--handler", "broken:f"], "--handler 'broken:f' cannot be imported: FileNotFoundError: [Errno 2]"),
-        (["--handler", "desk:nobody"], "--handler 'desk:nobody' is not there: the module desk has no nobody."),
+        (["--handler", "desk:nobody"], "--handler 'desk:nobody' does not exist: the module desk has no nobody."),
         (
             ["--handler", "desk:number"],
-            "--handler 'desk:number' is no handler: it must be an async function of one RunContext, and is of",
+            "--handler 'desk:number' is not a handler: it must be an async function that takes a RunContext, not int",
         ),
-        (["--handler", "desk:blind"], "--handler 'desk:blind' is no handler: The handler must take one RunContext"),
-        (["--handler", "desk:needs_two"], "--handler 'desk:needs_two' is no handler: The handler must take one"),
-        (["--handler", "desk"], "--handler 'desk' is no handler: give package.module:function, or openai-chat, or"),
-        (["--handler", "openai-chat"], "The handler openai-chat needs to know its server: set OPENAI_BASE_URL"),
-        (["--host", "192.0.2.1"], "--host 192.0.2.1 can be reached from other machines"),
-        (["--host", ""], "--host '' is not known here"),
+        (
+            ["--handler", "desk:blind"],
+            "--handler 'desk:blind' is not a handler: The handler must take a single RunContext",
+        ),
+        (
+            ["--handler", "desk:needs_two"],
+            "--handler 'desk:needs_two' is not a handler: The handler must take a single",
+        ),
+        (["--handler", "desk"], "--handler 'desk' is not a handler: use package.module:function, openai-chat or"),
+        (["--handler", "openai-chat"], "The handler openai-chat needs a server: set OPENAI_BASE_URL"),
+        (["--host", "192.0.2.1"], "Other machines can reach --host 192.0.2.1"),
+        (["--host", ""], "--host '' is unknown"),
         (["--api-keys-file", "nowhere"], "--api-keys-file nowhere cannot be read: No such file or directory."),
-        (["--api-keys-file", "/dev/null"], "--api-keys-file /dev/null has no key in it"),
-        (["--api-keys-file", "desk.py"], "A key may have no spaces in it"),
+        (["--api-keys-file", "/dev/null"], "--api-keys-file /dev/null contains no keys"),
+        (["--api-keys-file", "desk.py"], "A key must be printable ASCII without spaces"),
     ],
 )
 def test_what_keeps_it_from_starting_is_said_in_one_line(root, place, arguments, sentence):
@@ -223,14 +229,14 @@ def test_a_port_that_is_taken_is_said_in_one_line(root):
     assert (status, said) == (2, "")
     assert errors == (
         f"threadloom: Cannot listen at 127.0.0.1, port {port}: Address already in use. "
-        "Give another --port, 0 for any that is free, or another --host.\n"
+        "Use another --port, 0 for any free port, or another --host.\n"
     )
 
 
 @pytest.mark.parametrize("path", ["cat.jpg", "cat.jpg/store"])
 def test_what_is_no_directory_is_refused_and_left_as_it_is(tmp_path, path):
     (tmp_path / "cat.jpg").write_bytes(b"meow")
-    sentence = f"threadloom: {tmp_path}/cat.jpg is no directory: give one for the store, or the name of a new one.\n"
+    sentence = f"threadloom: {tmp_path}/cat.jpg is not a directory: use a directory of a store, or a new one.\n"
     assert run_command("serve", tmp_path / path) == (2, "", sentence)
     assert (tmp_path / "cat.jpg").read_bytes() == b"meow"
 
@@ -240,7 +246,7 @@ def test_a_store_that_cannot_be_opened_is_said_in_one_line(root):
     (root / ".threadloom" / "format").write_bytes(b"7\n")
     status, said, errors = run_command("serve", root, "--port", 0, PYTHONDEVMODE="")
     assert (status, said) == (2, "")
-    assert "it names format b'7\\n', and this is format 1" in errors
+    assert "holds b'7\\n', but this version of threadloom expects b'2\\n' there" in errors
     assert errors.count("\n") == 1
 
 
@@ -267,14 +273,14 @@ def test_a_check_needs_no_extra(tmp_path):
     for name in ("aiohttp", "openai", "rich"):
         (tmp_path / f"{name}.py").write_text("raise ImportError")
     status, _, errors = run_command("check", tmp_path, PYTHONPATH=str(tmp_path))
-    assert (status, errors) == (2, f"threadloom: {tmp_path} is no store: there is no .threadloom in it.\n")
+    assert (status, errors) == (2, f"threadloom: {tmp_path} is not a store: it contains no .threadloom directory.\n")
 
 
 def test_the_installed_command_finds_handlers_where_it_is_called(root, place):
     command = [Path(sys.executable).with_name("threadloom"), "serve", root, "--handler", "desk:number"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("threadloom: --handler 'desk:number' is no handler")
+    assert done.stderr.startswith("threadloom: --handler 'desk:number' is not a handler")
 
 
 def test_both_commands_are_shown():

@@ -1,7 +1,5 @@
 """Models to records and back: nothing is lost, nothing is guessed, and what is damaged says where."""
 
-from pathlib import Path
-
 import attrs
 import orjson
 import pytest
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 from threadloom import codec
 from threadloom.errors import InvalidInputError, SerializationError
 from threadloom.events import Checkpoint, EventType, MessageDelta, RunEvent, StepDelta
-from threadloom.lifecycle import Lease, RunRecord
 from threadloom.models import (
     Assistant,
     FunctionCall,
@@ -38,8 +35,9 @@ from threadloom.models import (
     UnknownObject,
     Usage,
 )
+from threadloom.records import Lease, RunRecord
 
-PATH = Path("data/thread_1/meta.json")
+PATH = "data/thread_1/meta.json"
 
 text = st.text(max_size=8)
 whole = st.integers(-(2**53), 2**53)
@@ -475,7 +473,7 @@ def test_a_damaged_record_is_an_error_that_names_the_file_and_the_key(model, goo
     codec.from_record(good, model, PATH)
     with pytest.raises(SerializationError) as caught:
         codec.from_record(good | wrong, model, PATH, offset=99)
-    assert (caught.value.path, caught.value.offset) == (PATH, 99)
+    assert (caught.value.where, caught.value.offset) == (PATH, 99)
     assert str(caught.value).startswith("data/thread_1/meta.json, byte 99 is damaged: ")
     assert word in caught.value.reason
 

@@ -3,7 +3,6 @@
 import errno
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 
@@ -33,13 +32,14 @@ EXAMPLES = [
     (errors.ToolOutputsRefusedError("r", "expired"), {"run_id": "r", "status": "expired"}),
     (errors.IdempotencyKeyReusedError("k"), {"key": "k"}),
     (errors.LeaseLostError("r", "w"), {"run_id": "r", "worker_id": "w"}),
-    (errors.SerializationError("a/b.json", "it is empty"), {"path": Path("a/b.json"), "reason": "it is empty"}),
-    (errors.SerializationError(Path("a"), "not JSON", offset=7), {"path": Path("a"), "offset": 7}),
+    (errors.SerializationError("a/b.json", "it is empty"), {"where": "a/b.json", "reason": "it is empty"}),
+    (errors.SerializationError("a", "not JSON", offset=7), {"where": "a", "offset": 7}),
     (
         errors.StoreIOError("read a thread", PermissionError(errno.EACCES, "Permission denied", "a/meta.json")),
-        {"errno": errno.EACCES, "path": Path("a/meta.json")},
+        {"errno": errno.EACCES, "where": "a/meta.json"},
     ),
-    (errors.StoreIOError("write", OSError("odd")), {"errno": None, "path": None}),
+    (errors.StoreIOError("write", OSError("odd")), {"errno": None, "where": None}),
+    (errors.StoreIOError("commit", ValueError("odd"), where="thread t"), {"errno": None, "where": "thread t"}),
     (errors.StoreClosedError(), {}),
 ]
 

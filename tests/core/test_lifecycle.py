@@ -5,7 +5,25 @@ from typing import Any
 import attrs
 import pytest
 
-from threadloom import lifecycle
+from tests.core.rule_fixtures import (
+    ACTION,
+    CALL,
+    ERROR,
+    GUESSED,
+    HELD,
+    LEASE,
+    LEASED,
+    NOW,
+    NOW_NS,
+    OLD_ERROR,
+    STATUSES,
+    a_log,
+    a_message,
+    a_record,
+    a_run,
+    a_step,
+    names,
+)
 from threadloom.errors import (
     InvalidIdError,
     InvalidInputError,
@@ -16,100 +34,26 @@ from threadloom.errors import (
     ToolOutputsRefusedError,
 )
 from threadloom.events import Checkpoint, EventType, MessageDelta, RunEvent, RunLog, StepDelta
-from threadloom.lifecycle import Lease, RunRecord, RunWrite
 from threadloom.models import (
-    FunctionCall,
     IncompleteDetails,
-    Message,
-    MessageRole,
     MessageStatus,
     RequiredAction,
-    Run,
-    RunError,
     RunStatus,
-    RunStep,
     RunStepStatus,
-    RunStepType,
     TextContent,
-    ToolCall,
     ToolCalls,
     ToolOutput,
     Usage,
 )
-
-NOW_NS = 1_000_999_999_999  # within second 1000
-NOW = 1_000
-ERROR = RunError("server_error", "Something broke.")
-OLD_ERROR = RunError("server_error", "Something broke before.")
-CALL = ToolCall(id="call_1", function=FunctionCall(name="brew", arguments="{}"))
-ACTION = RequiredAction((CALL,))
-HELD, GUESSED = "held", "guessed"
-LEASE = Lease(thread_id="thread_1", run_id="run_1", worker_id="worker_1", token=HELD, attempt=2)
-STATUSES = [status.value for status in RunStatus]
-LEASED = "leased "
-
-
-def a_run(status: str, **given: Any):
-    fields: dict[str, Any] = {
-        "sequence": 7,
-        "attempt": 2,
-        "messages_before": 3,
-        "started_at": 500,
-        "last_error": OLD_ERROR,
-    } | given
-    return Run(id="run_1", created_at=1, thread_id="thread_1", status=RunStatus(status), model="any", **fields)
-
-
-def a_step(step_id="step_1", status=RunStepStatus.IN_PROGRESS, **fields):
-    return RunStep(
-        id=step_id,
-        created_at=1,
-        run_id="run_1",
-        thread_id="thread_1",
-        type=RunStepType.TOOL_CALLS,
-        status=status,
-        **fields,
-    )
-
-
-def a_message(text="", status=MessageStatus.COMPLETED, **fields):
-    return Message(
-        id="msg_1",
-        created_at=1,
-        thread_id="thread_1",
-        role=MessageRole.ASSISTANT,
-        content=(TextContent(text),) if text else (),
-        status=status,
-        run_id="run_1",
-        **fields,
-    )
-
-
-def a_record(state, **fields):
-    """Return the record of a run in a state: a status, after ``leased`` where a worker has it."""
-    is_leased = state.startswith(LEASED)
-    return RunRecord(a_run(state.removeprefix(LEASED), **fields), LEASE if is_leased else None)
-
-
-def a_log(record, *, step=None, message=None, pieces=()):
-    """Return what the log says of a run that has come to event 5, with what is open in it."""
-    log = RunLog(number=5, run=record.run)
-    if step is not None:
-        log.open_steps[step.id] = step
-    if message is not None:
-        log.open_message = message
-        for piece in pieces:
-            log.apply(RunEvent(5, EventType.MESSAGE_DELTA, 1, MessageDelta(message.id, piece)))
-    return log
+from threadloom.records import RunChange, RunRecord, RunState, RunWrite
+from threadloom.rules import run as rules
+from threadloom.rules.queue import next_in_turn
+from threadloom.validation import owned_work
 
 
 def next_number(record):
     """Return the number that the next event has where somebody else than the worker says it, after event 5."""
-    return 1_000_001 if lifecycle.is_leased(record) else 6
-
-
-def names(change):
-    return [event.type.removeprefix("thread.") for event in change.events]
+    return 1_000_001 if rules.is_leased(record) else 6
 
 
 def read_table(table):
@@ -155,7 +99,7 @@ def check_moments(before, after):
 def test_updating_a_status(state, asked, answer):
     record = a_record(state, completed_at=9, failed_at=9, cancelled_at=9)
     if answer == "yes":
-        change = lifecycle.update_status(record, a_log(record), RunStatus(asked), ERROR, now_ns=NOW_NS)
+        change = rules.update_status(RunState(record, a_log(record)), RunStatus(asked), ERROR, now_ns=NOW_NS)
         run = change.record.run
         assert (run.status, run.last_error) == (asked, ERROR)
         assert change.record.lease is None
@@ -167,7 +111,7 @@ def test_updating_a_status(state, asked, answer):
         return
     errors: dict[str, type[Any]] = {"terminal": RunInTerminalStateError, "no": InvalidTransitionError}
     with pytest.raises(errors[answer]) as caught:
-        lifecycle.update_status(record, a_log(record), RunStatus(asked), ERROR, now_ns=NOW_NS)
+        rules.update_status(RunState(record, a_log(record)), RunStatus(asked), ERROR, now_ns=NOW_NS)
     assert (caught.value.run_id, caught.value.status) == ("run_1", record.run.status)
 
 
@@ -175,7 +119,7 @@ def test_updating_a_status(state, asked, answer):
 @pytest.mark.parametrize("asked", STATUSES)
 def test_forcing_a_status_takes_any_to_any(state, asked):
     record = a_record(state, completed_at=9, failed_at=9, cancelled_at=9, retry_at=2_000, turn=3, anew_from=4)
-    change = lifecycle.force_status(record, a_log(record), RunStatus(asked), ERROR, now_ns=NOW_NS)
+    change = rules.force_status(RunState(record, a_log(record)), RunStatus(asked), ERROR, now_ns=NOW_NS)
     run = change.record.run
     assert (run.status, run.last_error) == (asked, ERROR)
     assert change.record.lease is None
@@ -196,26 +140,26 @@ def test_forcing_a_run_to_the_queue_takes_back_what_it_came_to():
         expires_at=560,
         expires_after_seconds=60,
     )
-    run = lifecycle.force_status(record, a_log(record), RunStatus.QUEUED, None, now_ns=NOW_NS).record.run
+    run = rules.force_status(RunState(record, a_log(record)), RunStatus.QUEUED, None, now_ns=NOW_NS).record.run
     assert (run.usage, run.spent, run.is_rolled_back) == (None, None, False)
     assert (run.expires_at, run.expires_after_seconds) == (None, 60)
     for status in STATUSES:
         if status != "queued":
-            run = lifecycle.force_status(record, a_log(record), RunStatus(status), None, now_ns=NOW_NS).record.run
+            run = rules.force_status(RunState(record, a_log(record)), RunStatus(status), None, now_ns=NOW_NS).record.run
             assert (run.usage, run.spent, run.is_rolled_back) == (Usage(1, 2, 3), Usage(4, 5, 9), True)
             assert (run.expires_at, run.expires_after_seconds) == (560, 60)
 
 
 def test_forcing_a_run_to_the_queue_leaves_an_expiry_that_was_set():
     record = a_record("failed", expires_at=560)
-    run = lifecycle.force_status(record, a_log(record), RunStatus.QUEUED, None, now_ns=NOW_NS).record.run
+    run = rules.force_status(RunState(record, a_log(record)), RunStatus.QUEUED, None, now_ns=NOW_NS).record.run
     assert run.expires_at == 560
 
 
-@pytest.mark.parametrize("act", [lifecycle.update_status, lifecycle.force_status])
+@pytest.mark.parametrize("act", [rules.update_status, rules.force_status])
 def test_no_error_clears_the_last_one(act):
     record = a_record("in_progress")
-    change = act(record, a_log(record), RunStatus.COMPLETED, None, now_ns=NOW_NS)
+    change = act(RunState(record, a_log(record)), RunStatus.COMPLETED, None, now_ns=NOW_NS)
     assert change.record.run.last_error is None
 
 
@@ -243,9 +187,9 @@ def test_requesting_to_cancel(state):
     record = a_record(state)
     if becomes == "terminal":
         with pytest.raises(RunInTerminalStateError):
-            lifecycle.request_cancel(record, a_log(record), now_ns=NOW_NS)
+            rules.request_cancel(RunState(record, a_log(record)), now_ns=NOW_NS)
         return
-    change = lifecycle.request_cancel(record, a_log(record), now_ns=NOW_NS)
+    change = rules.request_cancel(RunState(record, a_log(record)), now_ns=NOW_NS)
     if becomes == "same":
         assert change is None
         return
@@ -269,9 +213,9 @@ def test_rolling_back(state):
     log = a_log(record, step=a_step(), message=a_message(status=MessageStatus.IN_PROGRESS), pieces=["half a "])
     if becomes == "terminal":
         with pytest.raises(RunInTerminalStateError):
-            lifecycle.roll_back(record, log, now_ns=NOW_NS)
+            rules.roll_back(RunState(record, log), now_ns=NOW_NS)
         return
-    change = lifecycle.roll_back(record, log, now_ns=NOW_NS)
+    change = rules.roll_back(RunState(record, log), now_ns=NOW_NS)
     run = change.record.run
     assert (run.status, run.is_rolled_back, run.last_error) == (becomes, True, None)
     assert change.record.lease == (LEASE if lease == "stays" else None)
@@ -284,33 +228,33 @@ def test_rolling_back(state):
 
 
 def reclaimed(record, log):
-    return lifecycle.reclaim(record, log, max_attempts=3, now_ns=NOW_NS)
+    return rules.reclaim(RunState(record, log), max_attempts=3, now_ns=NOW_NS)
 
 
 def settled_after_a_foreign_write_that_knows_our_keys(record, log):
-    return lifecycle.settle(RunRecord(attrs.evolve(record.run, status=RunStatus.FAILED)), log, now_ns=NOW_NS)
+    return rules.finalize(RunState(RunRecord(attrs.evolve(record.run, status=RunStatus.FAILED)), log), now_ns=NOW_NS)
 
 
 def settled_after_a_foreign_write_that_dropped_them(record, log):
     foreign = attrs.evolve(record.run, status=RunStatus.FAILED, is_rolled_back=False)
-    return lifecycle.settle(RunRecord(foreign), log, now_ns=NOW_NS)
+    return rules.finalize(RunState(RunRecord(foreign), log), now_ns=NOW_NS)
 
 
 def cancelled_after_the_lease_was_dropped(record, log):
     foreign = attrs.evolve(record.run, is_rolled_back=False)
-    return lifecycle.request_cancel(RunRecord(foreign), log, now_ns=NOW_NS)
+    return rules.request_cancel(RunState(RunRecord(foreign), log), now_ns=NOW_NS)
 
 
 def cancelled_by_its_worker(record, log):
-    return lifecycle.write(record, log, LEASE, RunWrite(status=RunStatus.CANCELLED), now_ns=NOW_NS)
+    return rules.write(RunState(record, log), LEASE, RunWrite(status=RunStatus.CANCELLED), now_ns=NOW_NS)
 
 
 def cancelled_by_hand(record, log):
-    return lifecycle.update_status(record, log, RunStatus.CANCELLED, None, now_ns=NOW_NS)
+    return rules.update_status(RunState(record, log), RunStatus.CANCELLED, None, now_ns=NOW_NS)
 
 
 def failed_by_force(record, log):
-    return lifecycle.force_status(record, log, RunStatus.FAILED, ERROR, now_ns=NOW_NS)
+    return rules.force_status(RunState(record, log), RunStatus.FAILED, ERROR, now_ns=NOW_NS)
 
 
 @pytest.mark.parametrize(
@@ -339,19 +283,21 @@ def test_however_a_rolled_back_run_ends_its_half_message_is_not_kept(way):
 def test_a_rolled_back_run_says_its_messages_in_its_events_only():
     record = a_record("leased cancelling", is_rolled_back=True)
     begun, whole = a_message(status=MessageStatus.IN_PROGRESS), a_message("hello", completed_at=9)
-    change = lifecycle.write(record, a_log(record), LEASE, RunWrite(items=(begun, whole)), now_ns=NOW_NS)
+    change = rules.write(RunState(record, a_log(record)), LEASE, RunWrite(items=(begun, whole)), now_ns=NOW_NS)
     assert change.messages == ()
     assert names(change) == ["message.created", "message.in_progress", "message.completed"]
-    by_hand = lifecycle.append_message(record, a_log(record), whole, now_ns=NOW_NS)
+    by_hand = rules.append_message(RunState(record, a_log(record)), whole, now_ns=NOW_NS)
     assert by_hand.messages == (whole,)
 
 
 def test_a_rolled_back_run_that_is_taken_again_keeps_its_messages():
     record = a_record("queued", is_rolled_back=True)
-    claimed = lifecycle.claim(record, a_log(record), worker_id="worker_1", token=HELD, now_ns=NOW_NS).record
+    claimed = rules.claim(
+        RunState(record, a_log(record)), worker_id="worker_1", token=HELD, liveness_id="", now_ns=NOW_NS
+    ).record
     assert not claimed.run.is_rolled_back
     items = (a_message(status=MessageStatus.IN_PROGRESS), a_message("hello", completed_at=9))
-    change = lifecycle.write(claimed, a_log(claimed), LEASE, RunWrite(items=items), now_ns=NOW_NS)
+    change = rules.write(RunState(claimed, a_log(claimed)), LEASE, RunWrite(items=items), now_ns=NOW_NS)
     assert change.messages == items[1:]
 
 
@@ -379,9 +325,9 @@ def test_writing_under_a_lease(state, asked, answer):
     errors = {"lost": LeaseLostError, "no": InvalidTransitionError}
     if answer in errors:
         with pytest.raises(errors[answer]):
-            lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS)
+            rules.write(RunState(record, a_log(record)), LEASE, work, now_ns=NOW_NS)
         return
-    change = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS)
+    change = rules.write(RunState(record, a_log(record)), LEASE, work, now_ns=NOW_NS)
     run = change.record.run
     assert run.usage == Usage(1, 2, 3)
     assert (run.attempt, run.started_at) == (2, 500)
@@ -408,7 +354,7 @@ def test_writing_under_a_lease(state, asked, answer):
 def test_tokens_are_written_where_they_are_given_and_kept_where_not(status, usage, spent, becomes):
     record = a_record("leased in_progress", usage=Usage(1, 2, 3), spent=Usage(4, 5, 9))
     work = RunWrite(status=status, usage=usage, spent=spent)
-    run = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS).record.run
+    run = rules.write(RunState(record, a_log(record)), LEASE, work, now_ns=NOW_NS).record.run
     assert (run.usage, run.spent) == becomes
 
 
@@ -436,10 +382,10 @@ def test_submitting_tool_outputs(state, _, becomes):
     log = a_log(record, step=step)
     if becomes == "refused":
         with pytest.raises(ToolOutputsRefusedError) as caught:
-            lifecycle.submit_tool_outputs(record, log, [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
+            rules.submit_tool_outputs(RunState(record, log), [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
         assert (caught.value.run_id, caught.value.status) == ("run_1", record.run.status)
         return
-    change = lifecycle.submit_tool_outputs(record, log, [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
+    change = rules.submit_tool_outputs(RunState(record, log), [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
     run = attrs.evolve(
         record.run, status=RunStatus.QUEUED, required_action=None, last_error=None, turn=2, retry_at=None
     )
@@ -468,7 +414,7 @@ def test_outputs_find_their_calls_in_all_open_steps_and_leave_the_others_open():
         a_step("step_4"),
     ]
     outputs = [ToolOutput("call_2", "cold"), ToolOutput("call_1", "hot")]
-    change = lifecycle.submit_tool_outputs(record, log, outputs, open_steps=on_disk, now_ns=NOW_NS)
+    change = rules.submit_tool_outputs(RunState(record, log, on_disk), outputs, now_ns=NOW_NS)
     assert [(step.id, step.status, step.step_details) for step in change.steps] == [
         ("step_1", "completed", ToolCalls((answered(CALL, "hot"),))),
         ("step_2", "completed", ToolCalls((answered(other, "cold"),))),
@@ -480,14 +426,14 @@ def test_a_run_that_does_not_say_what_it_waits_for_waits_for_the_calls_of_its_op
     record = a_record("requires_action")
     log = a_log(record, step=a_step(step_details=ToolCalls((CALL, done))))
     with pytest.raises(InvalidInputError, match=r"Expected tool outputs for call_ids \['call_1'\], got \[\]."):
-        lifecycle.submit_tool_outputs(record, log, [], now_ns=NOW_NS)
-    change = lifecycle.submit_tool_outputs(record, log, [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
+        rules.submit_tool_outputs(RunState(record, log), [], now_ns=NOW_NS)
+    change = rules.submit_tool_outputs(RunState(record, log), [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
     assert change.steps[0].step_details == ToolCalls((answered(CALL, "hot"), done))
 
 
 def test_outputs_of_calls_without_a_step_are_given_one():
     record = a_record("requires_action", required_action=ACTION, turn=1)
-    change = lifecycle.submit_tool_outputs(record, a_log(record), [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
+    change = rules.submit_tool_outputs(RunState(record, a_log(record)), [ToolOutput("call_1", "hot")], now_ns=NOW_NS)
     assert [(step.status, step.turn, step.step_details) for step in change.steps] == [
         ("completed", 1, ToolCalls((answered(CALL, "hot"),)))
     ]
@@ -506,34 +452,34 @@ def test_outputs_of_calls_without_a_step_are_given_one():
 )
 def test_a_run_has_a_past_once_somebody_worked_on_it(number, turn, anew_from, has_past):
     record = a_record("queued", turn=turn, anew_from=anew_from)
-    assert lifecycle.has_past(record, RunLog(number=number)) is has_past
+    assert rules.has_past(RunState(record, RunLog(number=number))) is has_past
 
 
 def test_a_checkpoint_is_an_event_and_nothing_else():
     record = a_record("leased in_progress")
     checkpoint = Checkpoint("plan", {"steps": [1]})
     log = a_log(record, step=a_step(), message=a_message(status=MessageStatus.IN_PROGRESS))
-    change = lifecycle.write(record, log, LEASE, RunWrite(items=(checkpoint,)), now_ns=NOW_NS)
-    assert change == lifecycle.Change(record, events=(RunEvent(6, EventType.CHECKPOINT, NOW, checkpoint),))
+    change = rules.write(RunState(record, log), LEASE, RunWrite(items=(checkpoint,)), now_ns=NOW_NS)
+    assert change == RunChange(record, events=(RunEvent(6, EventType.CHECKPOINT, NOW, checkpoint),))
 
 
 @pytest.mark.parametrize("state", ["leased in_progress", "leased cancelling"])
 def test_another_token_holds_nothing(state):
     record = a_record(state)
     other = attrs.evolve(LEASE, token=GUESSED)
-    assert lifecycle.holds(record, LEASE)
-    assert not lifecycle.holds(record, other)
+    assert rules.holds(record, LEASE)
+    assert not rules.holds(record, other)
     with pytest.raises(LeaseLostError):
-        lifecycle.write(record, a_log(record), other, RunWrite(), now_ns=NOW_NS)
+        rules.write(RunState(record, a_log(record)), other, RunWrite(), now_ns=NOW_NS)
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_lease_is_live_only_while_the_run_is_at_work_or_asked_to_stop(status):
     record = RunRecord(a_run(status), LEASE)
     is_live = status in {"in_progress", "cancelling"}
-    assert lifecycle.holds(record, LEASE) is is_live
-    assert lifecycle.is_leased(record) is is_live
-    assert not lifecycle.is_leased(RunRecord(a_run(status)))
+    assert rules.holds(record, LEASE) is is_live
+    assert rules.is_leased(record) is is_live
+    assert not rules.is_leased(RunRecord(a_run(status)))
 
 
 def test_what_belongs_to_a_status_goes_with_it():
@@ -545,13 +491,13 @@ def test_what_belongs_to_a_status_goes_with_it():
         (RunStatus.COMPLETED, None, None),
     ):
         work = RunWrite(status=status, required_action=action, incomplete_details=reason)
-        run = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS).record.run
+        run = rules.write(RunState(record, a_log(record)), LEASE, work, now_ns=NOW_NS).record.run
         assert (run.required_action, run.incomplete_details) == (action, reason)
         waiting = RunRecord(run)
         if status is RunStatus.REQUIRES_ACTION:
-            again = lifecycle.update_status(waiting, a_log(waiting), RunStatus.QUEUED, None, now_ns=NOW_NS)
+            again = rules.update_status(RunState(waiting, a_log(waiting)), RunStatus.QUEUED, None, now_ns=NOW_NS)
             assert again.record.run.required_action is None
-        forced = lifecycle.force_status(waiting, a_log(waiting), RunStatus.CANCELLED, None, now_ns=NOW_NS)
+        forced = rules.force_status(RunState(waiting, a_log(waiting)), RunStatus.CANCELLED, None, now_ns=NOW_NS)
         assert (forced.record.run.required_action, forced.record.run.incomplete_details) == (None, None)
 
 
@@ -567,24 +513,24 @@ def test_what_belongs_to_a_status_goes_with_it():
 )
 def test_putting_a_run_back_counts_an_attempt_that_failed(work, attempt, retry_at):
     record = a_record("leased in_progress")
-    run = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS).record.run
+    run = rules.write(RunState(record, a_log(record)), LEASE, work, now_ns=NOW_NS).record.run
     assert (run.attempt, run.retry_at) == (attempt, retry_at)
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_run_is_due_when_it_is_queued_and_its_wait_is_over(status):
     queued = status == "queued"
-    assert lifecycle.is_due(a_record(status), NOW_NS) is queued
-    assert lifecycle.is_due(a_record(status, retry_at=1_000), NOW_NS) is queued
-    assert lifecycle.is_due(a_record(status, retry_at=1_001), NOW_NS) is False
+    assert rules.is_due(a_record(status), NOW_NS) is queued
+    assert rules.is_due(a_record(status, retry_at=1_000), NOW_NS) is queued
+    assert rules.is_due(a_record(status, retry_at=1_001), NOW_NS) is False
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_run_is_expired_when_its_time_is_over_and_it_is_not_settled(status):
     live = status in {"queued", "in_progress", "requires_action", "cancelling"}
-    assert lifecycle.is_expired(a_run(status), NOW_NS) is False
-    assert lifecycle.is_expired(a_run(status, expires_at=1_000), NOW_NS) is live
-    assert lifecycle.is_expired(a_run(status, expires_at=1_001), NOW_NS) is False
+    assert rules.is_expired(a_run(status), NOW_NS) is False
+    assert rules.is_expired(a_run(status, expires_at=1_000), NOW_NS) is live
+    assert rules.is_expired(a_run(status, expires_at=1_001), NOW_NS) is False
 
 
 @pytest.mark.parametrize(
@@ -613,7 +559,7 @@ def test_whose_turn_it_is(statuses, whose, adopted):
     records = [a_record(state) for state in statuses.split(",") if state]
     records = [attrs.evolve(record, run=attrs.evolve(record.run, id=f"run_{n}")) for n, record in enumerate(records)]
     for adopt, turn in ((False, whose), (True, adopted)):
-        assert lifecycle.next_in_turn(records, adopt=adopt) == (None if turn is None else records[turn])
+        assert next_in_turn(records, adopt=adopt) == (None if turn is None else records[turn])
 
 
 # Who may take a run that is not queued: only one who adopts, and only what has no lease, live or dead.
@@ -636,8 +582,8 @@ expired              no      no
 @pytest.mark.parametrize(("state", "how", "answer"), read_table(TAKE))
 def test_what_may_be_taken(state, how, answer):
     record = a_record(state)
-    assert lifecycle.is_due(record, NOW_NS, adopt=how == "adopting") is (answer == "yes")
-    assert lifecycle.is_by_hand(record) is (state == "in_progress")
+    assert rules.is_due(record, NOW_NS, adopt=how == "adopting") is (answer == "yes")
+    assert rules.is_by_hand(record) is (state == "in_progress")
 
 
 def test_a_run_that_is_adopted_stays_in_its_attempt_and_what_the_hand_left_open_is_done_again():
@@ -645,8 +591,10 @@ def test_a_run_that_is_adopted_stays_in_its_attempt_and_what_the_hand_left_open_
     in_events, on_disk = a_step("step_1"), a_step("step_2")
     message = a_message(status=MessageStatus.IN_PROGRESS)
     log = a_log(record, step=in_events, message=message, pieces=("half",))
-    assert lifecycle.has_past(record, log)
-    change = lifecycle.claim(record, log, worker_id="worker_1", token=HELD, open_steps=[on_disk], now_ns=NOW_NS)
+    assert rules.has_past(RunState(record, log))
+    change = rules.claim(
+        RunState(record, log, [on_disk]), worker_id="worker_1", token=HELD, liveness_id="", now_ns=NOW_NS
+    )
     assert change.record == RunRecord(attrs.evolve(record.run, retry_at=None), LEASE)
     assert [(step.id, step.status) for step in change.steps] == [("step_1", "cancelled"), ("step_2", "cancelled")]
     assert change.messages == ()
@@ -655,14 +603,16 @@ def test_a_run_that_is_adopted_stays_in_its_attempt_and_what_the_hand_left_open_
 
 def test_claiming_gives_a_lease_and_starts_the_run_once():
     record = a_record("queued", started_at=None, retry_at=900)
-    change = lifecycle.claim(record, a_log(record), worker_id="worker_1", token=HELD, now_ns=NOW_NS)
+    change = rules.claim(
+        RunState(record, a_log(record)), worker_id="worker_1", token=HELD, liveness_id="", now_ns=NOW_NS
+    )
     assert change.record.lease == LEASE
     assert change.record.run == attrs.evolve(record.run, status=RunStatus.IN_PROGRESS, started_at=NOW, retry_at=None)
-    again = lifecycle.claim(
-        RunRecord(attrs.evolve(change.record.run, status=RunStatus.QUEUED)),
-        a_log(record),
+    again = rules.claim(
+        RunState(RunRecord(attrs.evolve(change.record.run, status=RunStatus.QUEUED)), a_log(record)),
         worker_id="worker_1",
         token=HELD,
+        liveness_id="",
         now_ns=NOW_NS + 5_000_000_000,
     )
     assert again.record.run.started_at == NOW
@@ -674,7 +624,9 @@ def test_claiming_gives_a_lease_and_starts_the_run_once():
 )
 def test_claiming_sets_when_a_run_expires_unless_it_is_set(expires_at, after, becomes):
     record = a_record("queued", expires_at=expires_at, expires_after_seconds=after)
-    run = lifecycle.claim(record, a_log(record), worker_id="worker_1", token=HELD, now_ns=NOW_NS).record.run
+    run = rules.claim(
+        RunState(record, a_log(record)), worker_id="worker_1", token=HELD, liveness_id="", now_ns=NOW_NS
+    ).record.run
     assert (run.expires_at, run.expires_after_seconds) == (becomes, after)
 
 
@@ -682,7 +634,7 @@ def test_claiming_sets_when_a_run_expires_unless_it_is_set(expires_at, after, be
 def test_the_numbers_of_a_claim_begin_anew_far_ahead(number, first):
     record = a_record("queued")
     log = RunLog(number=number, run=record.run)
-    change = lifecycle.claim(record, log, worker_id="worker_1", token=HELD, now_ns=NOW_NS)
+    change = rules.claim(RunState(record, log), worker_id="worker_1", token=HELD, liveness_id="", now_ns=NOW_NS)
     assert [(event.number, event.type) for event in change.events] == [(first, "thread.run.in_progress")]
     assert log.number == number  # the log of the store is not touched
 
@@ -701,7 +653,7 @@ def test_creating_a_run_gives_it_its_place_and_two_events(status):
         is_rolled_back=True,
         expires_after_seconds=60,
     )
-    change = lifecycle.create(run, sequence=11, messages_before=4, now_ns=NOW_NS)
+    change = rules.create(run, sequence=11, messages_before=4, now_ns=NOW_NS)
     made = attrs.evolve(
         run,
         sequence=11,
@@ -722,7 +674,7 @@ def test_creating_a_run_gives_it_its_place_and_two_events(status):
 
 def test_a_run_whose_expiry_is_set_expires_after_nothing_else():
     run = a_run("queued", expires_at=2_000, expires_after_seconds=60)
-    made = lifecycle.create(run, sequence=11, messages_before=4, now_ns=NOW_NS).record.run
+    made = rules.create(run, sequence=11, messages_before=4, now_ns=NOW_NS).record.run
     assert (made.expires_at, made.expires_after_seconds) == (2_000, None)
 
 
@@ -742,20 +694,20 @@ SETTLEMENTS = {
 
 
 def settled_by_force(record, log, status):
-    return lifecycle.force_status(record, log, status, ERROR, now_ns=NOW_NS)
+    return rules.force_status(RunState(record, log), status, ERROR, now_ns=NOW_NS)
 
 
 def settled_by_hand(record, log, status):
-    return lifecycle.update_status(record, log, status, ERROR, now_ns=NOW_NS)
+    return rules.update_status(RunState(record, log), status, ERROR, now_ns=NOW_NS)
 
 
 def settled_by_its_worker(record, log, status):
-    return lifecycle.write(record, log, LEASE, RunWrite(status=status, error=ERROR), now_ns=NOW_NS)
+    return rules.write(RunState(record, log), LEASE, RunWrite(status=status, error=ERROR), now_ns=NOW_NS)
 
 
 def settled_after_a_foreign_write(record, log, status):
     foreign = RunRecord(attrs.evolve(record.run, status=status, last_error=ERROR))
-    return lifecycle.settle(foreign, log, now_ns=NOW_NS)
+    return rules.finalize(RunState(foreign, log), now_ns=NOW_NS)
 
 
 WAYS = [settled_by_force, settled_by_hand, settled_by_its_worker, settled_after_a_foreign_write]
@@ -805,7 +757,7 @@ def test_a_message_in_which_nothing_was_said_is_not_kept(way):
 
 def test_a_cancelled_run_that_nobody_has_closes_what_is_open():
     record = a_record("in_progress")
-    change = lifecycle.request_cancel(record, a_log(record, step=a_step()), now_ns=NOW_NS)
+    change = rules.request_cancel(RunState(record, a_log(record, step=a_step())), now_ns=NOW_NS)
     assert names(change) == ["run.step.cancelled", "run.cancelled"]
 
 
@@ -821,12 +773,10 @@ def test_a_run_that_ends_while_it_waits_for_outputs_closes_the_step_that_waits(w
 
 def test_open_steps_that_no_log_knows_of_are_closed_too():
     record = a_record("in_progress")
-    change = lifecycle.force_status(
-        record,
-        a_log(record, step=a_step("step_1")),
+    change = rules.force_status(
+        RunState(record, a_log(record, step=a_step("step_1")), [a_step("step_1"), a_step("step_2")]),
         RunStatus.CANCELLED,
         None,
-        open_steps=[a_step("step_1"), a_step("step_2")],
         now_ns=NOW_NS,
     )
     assert [(step.id, step.status) for step in change.steps] == [("step_1", "cancelled"), ("step_2", "cancelled")]
@@ -836,9 +786,9 @@ def test_open_steps_that_no_log_knows_of_are_closed_too():
 def test_settling_touches_only_what_is_terminal_and_not_settled(state):
     record = a_record(state)
     settled = a_log(record)
-    assert lifecycle.settle(record, settled, now_ns=NOW_NS) is None
+    assert rules.finalize(RunState(record, settled), now_ns=NOW_NS) is None
     unsettled = a_log(a_record("in_progress"), step=a_step())
-    change = lifecycle.settle(record, unsettled, now_ns=NOW_NS)
+    change = rules.finalize(RunState(record, unsettled), now_ns=NOW_NS)
     if not record.run.status.is_terminal:
         assert change is None
         return
@@ -847,22 +797,22 @@ def test_settling_touches_only_what_is_terminal_and_not_settled(state):
     assert names(change)[-1] == f"run.{record.run.status}"
     for event in change.events:
         unsettled.apply(event)
-    assert lifecycle.settle(record, unsettled, now_ns=NOW_NS) is None
+    assert rules.finalize(RunState(record, unsettled), now_ns=NOW_NS) is None
 
 
 @pytest.mark.parametrize("status", ["queued", "in_progress", "requires_action", "cancelling"])
-@pytest.mark.parametrize("act", [lifecycle.update_status, lifecycle.force_status])
+@pytest.mark.parametrize("act", [rules.update_status, rules.force_status])
 def test_what_a_worker_left_open_ends_when_its_lease_is_taken_and_is_kept_in_the_events_only(act, status):
     record = a_record("leased in_progress")
     log = a_log(record, step=a_step(), message=a_message(status=MessageStatus.IN_PROGRESS), pieces=["half a "])
-    change = act(record, log, RunStatus(status), None, now_ns=NOW_NS)
+    change = act(RunState(record, log), RunStatus(status), None, now_ns=NOW_NS)
     assert change.messages == ()
     assert names(change) == ["message.incomplete", "run.step.cancelled", f"run.{status}"]
 
 
 def test_a_step_that_waits_for_its_outputs_stays_open_when_they_are_in():
     record = a_record("requires_action")
-    change = lifecycle.update_status(record, a_log(record, step=a_step()), RunStatus.QUEUED, None, now_ns=NOW_NS)
+    change = rules.update_status(RunState(record, a_log(record, step=a_step())), RunStatus.QUEUED, None, now_ns=NOW_NS)
     assert change.steps == ()
     assert names(change) == ["run.queued"]
 
@@ -874,7 +824,7 @@ def test_a_run_that_is_put_back_leaves_nothing_open(failed, step_status, reason)
     record = a_record("leased in_progress")
     log = a_log(record, step=a_step(), message=a_message(status=MessageStatus.IN_PROGRESS), pieces=["half a "])
     work = RunWrite(status=RunStatus.QUEUED, attempt_failed=failed)
-    change = lifecycle.write(record, log, LEASE, work, now_ns=NOW_NS)
+    change = rules.write(RunState(record, log), LEASE, work, now_ns=NOW_NS)
     assert change.messages == ()
     assert [step.status for step in change.steps] == [step_status]
     assert names(change) == ["message.incomplete", f"run.step.{step_status}", "run.queued"]
@@ -889,8 +839,8 @@ def test_items_become_events_in_their_order():
     begun = a_message(status=MessageStatus.IN_PROGRESS)
     whole = a_message("hello", completed_at=9)
     items = (step, StepDelta("step_1", 0, CALL), done, begun, MessageDelta("msg_1", "hello"), whole)
-    change = lifecycle.write(
-        record, a_log(record), LEASE, RunWrite(items=items, status=RunStatus.COMPLETED), now_ns=NOW_NS
+    change = rules.write(
+        RunState(record, a_log(record)), LEASE, RunWrite(items=items, status=RunStatus.COMPLETED), now_ns=NOW_NS
     )
     assert [(event.number, event.type.removeprefix("thread.")) for event in change.events] == [
         (6, "run.step.created"),
@@ -911,7 +861,7 @@ def test_items_become_events_in_their_order():
 def test_a_step_that_is_written_ended_was_begun_all_the_same():
     record = a_record("leased in_progress")
     step = a_step(status=RunStepStatus.FAILED, failed_at=9, last_error=ERROR)
-    change = lifecycle.write(record, a_log(record), LEASE, RunWrite(items=(step,)), now_ns=NOW_NS)
+    change = rules.write(RunState(record, a_log(record)), LEASE, RunWrite(items=(step,)), now_ns=NOW_NS)
     assert names(change) == ["run.step.created", "run.step.in_progress", "run.step.failed"]
     data: list[Any] = [event.data for event in change.events]
     assert [(step.status, step.failed_at) for step in data] == [
@@ -925,7 +875,7 @@ def test_new_details_of_an_open_step_are_not_lost_when_it_is_closed():
     record = a_record("leased in_progress")
     detailed = a_step(step_details=ToolCalls((CALL,)))
     work = RunWrite(items=(a_step(), detailed), status=RunStatus.CANCELLED)
-    change = lifecycle.write(record, a_log(record), LEASE, work, now_ns=NOW_NS)
+    change = rules.write(RunState(record, a_log(record)), LEASE, work, now_ns=NOW_NS)
     (step,) = change.steps
     assert (step.status, step.step_details) == ("cancelled", ToolCalls((CALL,)))
     assert names(change) == [
@@ -953,7 +903,20 @@ def test_new_details_of_an_open_step_are_not_lost_when_it_is_closed():
 def test_an_item_that_cannot_be_written_is_refused(item, error):
     record = a_record("leased in_progress")
     with pytest.raises(error):
-        lifecycle.write(record, a_log(record), LEASE, RunWrite(items=(item,)), now_ns=NOW_NS)
+        rules.write(RunState(record, a_log(record)), LEASE, owned_work(LEASE, RunWrite(items=(item,))), now_ns=NOW_NS)
+
+
+def test_a_step_that_was_closed_before_is_not_written_again():
+    record = a_record("leased in_progress")
+    closed = a_step(status=RunStepStatus.COMPLETED)
+    with pytest.raises(InvalidInputError, match="step_1"):
+        rules.write(
+            RunState(record, a_log(record)),
+            LEASE,
+            RunWrite(items=(a_step(),)),
+            now_ns=NOW_NS,
+            find_step={closed.id: closed}.get,
+        )
 
 
 def test_a_second_message_is_refused_while_the_first_is_open():
@@ -961,17 +924,17 @@ def test_a_second_message_is_refused_while_the_first_is_open():
     log = a_log(record, message=a_message(status=MessageStatus.IN_PROGRESS))
     second = attrs.evolve(a_message(status=MessageStatus.IN_PROGRESS), id="msg_2")
     with pytest.raises(InvalidInputError, match="msg_1"):
-        lifecycle.write(record, log, LEASE, RunWrite(items=(second,)), now_ns=NOW_NS)
+        rules.write(RunState(record, log), LEASE, RunWrite(items=(second,)), now_ns=NOW_NS)
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_what_is_added_by_hand_leaves_status_and_lease(state):
     record = a_record(state)
-    step = lifecycle.append_step(record, a_log(record), a_step(sequence=99), now_ns=NOW_NS)
+    step = rules.append_step(RunState(record, a_log(record)), a_step(sequence=99), now_ns=NOW_NS)
     assert step.record == record
     assert step.steps == (a_step(sequence=6),)
     assert names(step) == ["run.step.created", "run.step.in_progress"]
-    message = lifecycle.append_message(record, a_log(record), a_message("hello", completed_at=9), now_ns=NOW_NS)
+    message = rules.append_message(RunState(record, a_log(record)), a_message("hello", completed_at=9), now_ns=NOW_NS)
     assert message.record == record
     assert message.messages == (a_message("hello", completed_at=9),)
     assert names(message) == ["message.created", "message.in_progress", "message.completed"]
@@ -994,8 +957,8 @@ def test_updating_a_step(status):
     answers = {column: cell for row, column, cell in read_table(STEP) if row == status}
     record = a_record("leased in_progress")
     step = a_step(sequence=3, step_details=ToolCalls(()))
-    change = lifecycle.update_step(
-        record, a_log(record, step=step), step, status, details=None, error=None, now_ns=NOW_NS
+    change = rules.update_step(
+        RunState(record, a_log(record, step=step)), step, status, details=None, error=None, now_ns=NOW_NS
     )
     moment = {} if answers["moment"] == "-" else {answers["moment"]: NOW}
     assert change.steps == (attrs.evolve(step, status=status, **moment),)
@@ -1009,8 +972,8 @@ def test_details_and_error_of_a_step_are_replaced_where_they_are_given_and_kept_
 
     def update(**given):
         given = {"details": None, "error": None} | given
-        (changed,) = lifecycle.update_step(
-            record, a_log(record, step=step), step, RunStepStatus.FAILED, now_ns=NOW_NS, **given
+        (changed,) = rules.update_step(
+            RunState(record, a_log(record, step=step)), step, RunStepStatus.FAILED, now_ns=NOW_NS, **given
         ).steps
         return changed.step_details, changed.last_error
 

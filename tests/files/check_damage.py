@@ -19,6 +19,9 @@ from tests.support.check_fixtures import (
     spoil,
     without_last_line,
 )
+from threadloom import codec
+from threadloom.records import RunRecord
+from threadloom.stores.files.status_record import Summary, encode
 
 
 def a_torn_message(root):
@@ -154,17 +157,7 @@ def a_missing_message(root):
 
 def lost_messages(root):
     (root / MESSAGES).unlink()
-    return [("missing_message", MESSAGES), ("stray_edit", EDITS), ("stray_edit", EDITS)]
-
-
-def an_edit_of_no_message(root):
-    append(root / EDITS, b'{"object":"thread.message.deleted","message_id":"msg_none"}\n')
-    return [("stray_edit", EDITS)]
-
-
-def a_retraction_of_no_message(root):
-    append(root / EDITS, b'{"object":"thread.message.retracted","offset":7}\n')
-    return [("stray_edit", EDITS)]
+    return [("missing_message", MESSAGES)]
 
 
 def lost_events(root):
@@ -181,44 +174,39 @@ def a_lost_end_of_the_events(root):
 def an_event_out_of_order(root):
     lines = lines_of(root / EVENTS)
     (root / EVENTS).write_bytes(b"".join([*lines[:3], lines[1], *lines[3:]]))
-    return [("unordered_events", EVENTS)]
+    return [("unordered_events", EVENTS), ("stale_record", f"{DONE}/status.json")]
 
 
 def a_run_that_another_program_ended(root):
     change(root / THREAD / "runs" / "run_waiting" / "status.json", status="cancelled", required_action=None)
-    return [("unsettled_run", f"{THREAD}/runs/run_waiting/status.json")]
+    return [("unfinalized_run", f"{THREAD}/runs/run_waiting/status.json")]
 
 
 def a_lost_last_event(root):
     without_last_line(root / EVENTS)
-    return [("unsettled_run", f"{DONE}/status.json")]
+    return [("lost_events", EVENTS)]
 
 
 def a_dead_lease(root):
-    lease = {"worker_id": "worker_9", "token": "t", "attempt": 1, "life": "life_over"}
+    lease = {"worker_id": "worker_9", "token": "t", "attempt": 1, "liveness_id": "store_over"}
     change(root / THREAD / "runs" / "run_hand" / "status.json", lease=lease)
     return [("dead_lease", f"{THREAD}/runs/run_hand/status.json")]
 
 
-def a_missing_turn(root):
-    (root / OWN / "turns" / f"{THREAD}.json").unlink()
-    return [("wrong_index", f"{OWN}/turns/{THREAD}.json")]
-
-
-def a_torn_turn(root):
-    (root / OWN / "turns" / f"{THREAD}.json").write_bytes(b'{"boot":')
-    return [("wrong_index", f"{OWN}/turns/{THREAD}.json")]
-
-
-def a_turn_without_a_run(root):
-    path = root / OWN / "turns" / f"{THREAD}.json"
-    turn = json.loads(path.read_bytes())
-    path.write_text(json.dumps(turn | {"active": turn["active"][:1]}))
-    return [("wrong_index", f"{OWN}/turns/{THREAD}.json")]
-
-
-def a_missing_marker(root):
+def a_missing_queue_entry(root):
     (root / OWN / "queue" / THREAD).unlink()
+    return [("wrong_index", f"{OWN}/queue/{THREAD}")]
+
+
+def a_torn_queue_entry(root):
+    (root / OWN / "queue" / THREAD).write_bytes(b'{"boot":')
+    return [("wrong_index", f"{OWN}/queue/{THREAD}")]
+
+
+def a_queue_entry_without_a_run(root):
+    path = root / OWN / "queue" / THREAD
+    entry = json.loads(path.read_bytes())
+    path.write_text(json.dumps(entry | {"active": entry["active"][:1]}))
     return [("wrong_index", f"{OWN}/queue/{THREAD}")]
 
 
@@ -227,17 +215,48 @@ def a_thread_that_is_gone(root):
     return [("wrong_index", f"{OWN}/queue/{OTHER}")]
 
 
+def a_run_that_another_program_changed(root):
+    change(root / THREAD / "runs" / "run_waiting" / "status.json", metadata={"seen": "yes"})
+    return [("stale_record", f"{THREAD}/runs/run_waiting/status.json")]
+
+
+def a_status_that_lags_behind(root):
+    run = root / THREAD / "runs" / "run_waiting"
+    older = lines_of(run / "events.jsonl")[:3]
+    line = json.loads(older[2])
+    record = codec.from_record(line["data"] | line["commit"], RunRecord, "a test")
+    (run / "status.json").write_bytes(encode(codec.to_record(record), Summary(sum(map(len, older)), line["number"])))
+    return [("stale_record", f"{THREAD}/runs/run_waiting/status.json")]
+
+
+def a_step_that_lags_behind(root):
+    change(root / DONE / "steps" / "step_a.json", status="in_progress", completed_at=None)
+    return [("stale_record", f"{DONE}/steps/step_a.json")]
+
+
+def a_commit_that_cannot_be_read(root):
+    lines = lines_of(root / EVENTS)
+    lines[2] = lines[2].replace(b'"commit":{', b'"commit":[{').replace(b"}}}", b"}}]}")
+    (root / EVENTS).write_bytes(b"".join(lines))
+    return [("damaged_line", EVENTS), ("stale_record", f"{DONE}/status.json")]
+
+
+def a_torn_transaction(root):
+    line = lines_of(root / EVENTS)[3].replace(b'"number":1', b'"number":9')
+    append(root / EVENTS, line)
+    return [("torn_log", EVENTS)]
+
+
 def what_was_being_written(root):
-    (root / OWN / "journals").mkdir(exist_ok=True)
-    (root / TEMPORARY / "0123456789abcdef-17").write_bytes(b"half a rec")
-    (root / TEMPORARY / "0123456789abcdef-18").mkdir()
-    (root / TEMPORARY / "0123456789abcdef-18" / "meta.json").write_bytes(b"{")
-    return [("left_over", f"{TEMPORARY}/{name}") for name in ("0123456789abcdef-17", "0123456789abcdef-18")]
+    (root / TEMPORARY / "store_gone-17").write_bytes(b"half a rec")
+    (root / TEMPORARY / "store_gone-18").mkdir()
+    (root / TEMPORARY / "store_gone-18" / "meta.json").write_bytes(b"{")
+    return [("left_over", f"{TEMPORARY}/{name}") for name in ("store_gone-17", "store_gone-18")]
 
 
 def what_was_being_deleted(root):
-    shutil.copytree(root / OTHER, root / OWN / "trash" / "thread_gone-0123")
-    return [("left_over", f"{OWN}/trash/thread_gone-0123")]
+    shutil.copytree(root / OTHER, root / OWN / "trash" / "store_gone-0123")
+    return [("left_over", f"{OWN}/trash/store_gone-0123")]
 
 
 def a_directory_that_is_no_thread(root):
@@ -299,29 +318,35 @@ DAMAGE = {
     a_missing_step: {f"{DONE}/steps/step_a.json"},
     a_step_of_another_run: {f"{THREAD}/runs/run_waiting/steps/step_a.json"},
     a_run_of_another_thread: {f"{THREAD}/runs/run_moved/"},
-    a_thread_under_another_name: {"thread_c/", f"{OWN}/queue/{OTHER}", f"{OWN}/turns/{OTHER}.json"},
+    a_thread_under_another_name: {"thread_c/", f"{OWN}/queue/{OTHER}", f"{OWN}/idle/{OTHER}"},
     a_message_of_another_thread: {MESSAGES},
     an_event_of_another_run: {EVENTS},
-    the_events_of_another_run: {EVENTS},
+    the_events_of_another_run: {EVENTS, f"{DONE}/status.json"},
     a_missing_message: {MESSAGES},
     lost_messages: {MESSAGES, EDITS},
-    an_edit_of_no_message: {EDITS},
-    a_retraction_of_no_message: {EDITS},
-    lost_events: {EVENTS},
-    a_lost_end_of_the_events: {f"{THREAD}/runs/run_waiting/events.jsonl"},
-    an_event_out_of_order: {EVENTS},
+    lost_events: {EVENTS, f"{DONE}/status.json"},
+    a_lost_end_of_the_events: {f"{THREAD}/runs/run_waiting/events.jsonl", f"{THREAD}/runs/run_waiting/status.json"},
+    an_event_out_of_order: {EVENTS, f"{DONE}/status.json"},
     a_run_that_another_program_ended: {
+        f"{THREAD}/runs/run_waiting/status.json",
         f"{THREAD}/runs/run_waiting/events.jsonl",
         f"{THREAD}/runs/run_waiting/steps/step_call.json",
-        f"{OWN}/turns/{THREAD}.json",
+        f"{OWN}/queue/{THREAD}",
     },
-    a_lost_last_event: {EVENTS},
+    a_lost_last_event: {EVENTS, f"{DONE}/status.json"},
     a_dead_lease: {f"{THREAD}/runs/run_hand/status.json", f"{THREAD}/runs/run_hand/events.jsonl"},
-    a_missing_turn: {f"{OWN}/turns/{THREAD}.json"},
-    a_torn_turn: {f"{OWN}/turns/{THREAD}.json"},
-    a_turn_without_a_run: {f"{OWN}/turns/{THREAD}.json"},
-    a_missing_marker: {f"{OWN}/queue/{THREAD}", f"{OWN}/turns/{THREAD}.json"},
-    a_thread_that_is_gone: {f"{OWN}/queue/{OTHER}", f"{OWN}/turns/{OTHER}.json"},
+    a_missing_queue_entry: {f"{OWN}/queue/{THREAD}"},
+    a_torn_queue_entry: {f"{OWN}/queue/{THREAD}"},
+    a_queue_entry_without_a_run: {f"{OWN}/queue/{THREAD}"},
+    a_thread_that_is_gone: {f"{OWN}/queue/{OTHER}", f"{OWN}/idle/{OTHER}"},
+    a_run_that_another_program_changed: {
+        f"{THREAD}/runs/run_waiting/events.jsonl",
+        f"{THREAD}/runs/run_waiting/status.json",
+    },
+    a_status_that_lags_behind: {f"{THREAD}/runs/run_waiting/status.json"},
+    a_step_that_lags_behind: {f"{DONE}/steps/step_a.json"},
+    a_commit_that_cannot_be_read: {EVENTS, f"{DONE}/status.json"},
+    a_torn_transaction: {EVENTS},
     what_was_being_written: {f"{TEMPORARY}/"},
     what_was_being_deleted: {f"{OWN}/trash/"},
     a_directory_that_is_no_thread: {"photographs/"},

@@ -36,7 +36,7 @@ from threadloom import (
     ToolOutput,
 )
 from threadloom.events import EventType
-from threadloom.testing._stage import PATIENCE, ThreadPicture, announced, thread_picture
+from threadloom.testing._stage import PATIENCE, ThreadPicture, announced, thread_picture, until
 
 DELTAS = {EventType.MESSAGE_DELTA, EventType.STEP_DELTA}
 ASSISTANTS = "assistants, which are no thread"
@@ -69,14 +69,30 @@ async def shown(store: FileStore, place: str) -> Seen | None:
 
 
 def keys_of(root: Path, place: str) -> Iterator[tuple[str, str, str]]:
-    """Yield what the files of keys say: key, fingerprint and the id of what was created."""
+    """Yield what the files of keys say, where it counts: key, fingerprint and the id of what was created."""
     own = root / ".threadloom" / "keys"
     found = own.glob("assistants/*") if place == ASSISTANTS else own.glob("threads/*/*")
     for path in (*found, *(root / place).glob("keys/*")):
         record = json.loads(path.read_bytes())
         created = record["created"]
-        if created["object"] != "thread" or created["id"] == place:
+        is_of_place = created["object"] != "thread" or created["id"] == place
+        if is_of_place and not (record.get("is_pending") and not _was_made(root, created)):
             yield record["key"], record["fingerprint"], created["id"]
+
+
+def _was_made(root: Path, created: dict[str, Any]) -> bool:
+    """Return whether what a key names is there: the key is written first, and its process may have died in between."""
+    match created["object"]:
+        case "assistant":
+            path = root / ".threadloom" / "assistants" / f"{created['id']}.json"
+        case "thread":
+            path = root / created["id"] / "meta.json"
+        case "thread.run":
+            path = root / created["thread_id"] / "runs" / created["id"]
+        case _:
+            path = root / created["thread_id"] / "messages.jsonl"
+            return path.exists() and f'"{created["id"]}"' in path.read_text()
+    return path.exists()
 
 
 def without_deltas(seen: Seen | None) -> Seen | None:
@@ -198,6 +214,12 @@ def a_run(thread_id: str, **changes: Any) -> Run:
 async def taken(store: FileStore) -> Claim:
     async with asyncio.timeout(PATIENCE):
         return await store.claim_run("worker")
+
+
+async def finished(store: FileStore) -> None:
+    """Wait until the store has finished by itself what the disk has cut off behind a commit."""
+    backend: Any = store._backend
+    await until(lambda: not backend._transactions.unfinished)
 
 
 async def one_store(story: Story, store: Callable[[], FileStore]) -> None:

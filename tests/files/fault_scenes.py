@@ -201,5 +201,5 @@ METHODS = {
             RunWrite(items=scene.reply_and_more, usage=Usage(3, 4, 7), status=RunStatus.COMPLETED),
         ),
     ),
-    "settle_run": Method("t4", lambda store, scene: store.settle_run("t4", "ended")),
+    "finalize_run": Method("t4", lambda store, scene: store.finalize_run("t4", "ended")),
 }

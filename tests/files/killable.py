@@ -19,15 +19,20 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import attrs
+from pytest import MonkeyPatch  # noqa: PT013 - to patch without a test
 
 from tests.files.fork_server import serve
+from tests.support.disk_calls import Call, intercept
 from threadloom import (
     Assistant,
     FileStore,
     FunctionCall,
     IdempotencyKey,
+    Lease,
     LeaseLostError,
     Message,
+    MessageDelta,
+    MessageStatus,
     Run,
     RunContext,
     RunStatus,
@@ -39,6 +44,7 @@ from threadloom import (
     ThreadNotFoundError,
     ThreadStore,
 )
+from threadloom.testing._stage import every_event
 
 SHARED = "thread_shared"
 ATTEMPTS = 1_000  # no run is given up here, however often its worker is killed
@@ -169,7 +175,12 @@ async def state_of(store: ThreadStore, writer: str) -> dict[str, object]:
         for assistant in _whole(await store.list_assistants())
         if assistant.id.startswith(f"asst_{writer}_")
     ]
-    for thread_id in (f"thread_{writer}", f"thread_{writer}_side"):
+    return state | await _state_of_threads(store, (f"thread_{writer}", f"thread_{writer}_side"))
+
+
+async def _state_of_threads(store: ThreadStore, thread_ids: Iterable[str]) -> dict[str, object]:
+    state: dict[str, object] = {}
+    for thread_id in thread_ids:
         try:
             thread = await store.get_thread(thread_id)
         except ThreadNotFoundError:
@@ -185,7 +196,7 @@ async def state_of(store: ThreadStore, writer: str) -> dict[str, object]:
 
 async def _run_state(store: ThreadStore, run: Run) -> object:
     steps = _whole(await store.list_steps(run.thread_id, run.id))
-    events, _, _ = await store._read_events(run.thread_id, run.id, None)
+    events = await every_event(store, run)
     return (
         (run.id, run.status, run.metadata, run.last_error),
         [(step.id, step.status, step.type) for step in steps],
@@ -303,6 +314,104 @@ async def work(said: int, _: int, root: str, durability: Any, doom: tuple[int, i
         await asyncio.Event().wait()
 
 
+# A story of every kind of transaction, cut off before a change of the files
+
+STORY = "thread_story"
+STORY_THREADS = (STORY, "thread_keyed")
+
+
+class Cut:
+    """Kills its own process before the change of files with a certain number, once it was armed."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self.changes: int | None = None
+
+    def arm(self) -> None:
+        self.changes = 0
+
+    def disarm(self) -> int:
+        changes, self.changes = self.changes, None
+        return changes or 0
+
+    def __call__(self, call: Call) -> Any:
+        if self.changes is not None and call.is_change:
+            if self.changes == self._at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.changes += 1
+        return call()
+
+
+async def telling(store: ThreadStore, known: dict[str, Lease]) -> AsyncIterator[None]:
+    """Do one transaction of each kind after the other, and yield after each."""
+    await store.create_thread(Thread.new(id=STORY))
+    yield
+    await store.append_message(STORY, _message(STORY, "s_1"))
+    yield
+    await store.create_run(STORY, _run(STORY, "s_1"), messages=[_message(STORY, "s_2")], key=_key("s_1"))
+    yield
+    known["lease"] = (await store.claim_run("teller")).lease
+    yield
+    reply = _message(STORY, "s_3", "run_s_1")
+    step = _step(_run(STORY, "s_1"), "s_1")
+    begun = attrs.evolve(reply, status=MessageStatus.IN_PROGRESS, content=(), completed_at=None)
+    await store.write_run(known["lease"], RunWrite(items=(step, begun)))
+    yield
+    for word in ("one ", "two "):
+        await store.write_run(known["lease"], RunWrite(items=(MessageDelta(reply.id, word),)))
+        yield
+    done = attrs.evolve(step, status=RunStepStatus.COMPLETED, completed_at=step.created_at)
+    await store.write_run(known["lease"], RunWrite(items=(reply, done), status=RunStatus.COMPLETED))
+    yield
+    await store.update_thread(STORY, metadata={"at": "1"})
+    yield
+    for on_busy in ("interrupt", "rollback"):
+        for number in "ab":
+            await store.create_run(STORY, _run(STORY, f"s_{on_busy}_{number}"))
+            yield
+        await store.append_message(STORY, _message(STORY, f"s_{on_busy}", f"run_s_{on_busy}_a"))
+        yield
+        more = [_message(STORY, f"s_{on_busy}_more")]
+        wanted = _run(STORY, f"s_{on_busy}")
+        await store.create_run(STORY, wanted, on_busy=on_busy, messages=more, key=_key(on_busy))
+        yield
+        await store.request_cancel(STORY, wanted.id)
+        yield
+    await store.force_update_run_status(STORY, "run_s_1", RunStatus.FAILED)
+    yield
+    old = attrs.evolve(_run(STORY, "s_old"), status=RunStatus.COMPLETED)
+    await store.create_run(STORY, old, messages=[_message(STORY, "s_4")])
+    yield
+    await store.append_message(STORY, _message(STORY, "s_5", "run_s_old"))
+    yield
+    await store.update_message(STORY, "msg_s_1", metadata={"edited": "1"})
+    yield
+    await store.delete_message(STORY, "msg_s_2")
+    yield
+    first = [_message("thread_keyed", "s_6")]
+    await store.create_thread(Thread.new(id="thread_keyed"), messages=first, key=_key("thread"))
+    yield
+    await store.delete_thread("thread_keyed")
+    yield
+
+
+async def story_of(store: ThreadStore) -> dict[str, object]:
+    """Return all that is there of the story."""
+    return await _state_of_threads(store, STORY_THREADS)
+
+
+async def tell(said: int, _: int, root: str, durability: Any, at: int) -> None:
+    """Tell the story, acknowledge each transaction, and die before the change number ``at``."""
+    cut = Cut(at)
+    intercept(MonkeyPatch(), cut)
+    async with FileStore(root, durability=durability) as store:
+        cut.arm()
+        async for _told in telling(store, {}):
+            os.write(said, b"done\n")
+        told = cut.disarm()
+    os.write(said, f"{told}\n".encode())
+
+
 # One act, held up
 
 
@@ -331,7 +440,8 @@ class Halt:
 async def finish(said: int, orders: int, root: str, durability: Any, stop_at: int | None) -> None:
     """Take a run, and finish it with a message and a step in one act, in the middle of which this process stops."""
     halt = Halt(said, orders, stop_at)
-    async with FileStore(root, durability=durability) as store:
+    # A claim looks at the threads of the frozen ones too, and soon passes them by.
+    async with FileStore(root, durability=durability, lock_timeout=0.05) as store:
         claim = await store.claim_run("frozen")
         run = claim.run
         os.write(said, f"{run.thread_id} {run.id}\n".encode())
@@ -350,4 +460,4 @@ async def finish(said: int, orders: int, root: str, durability: Any, stop_at: in
 
 
 if __name__ == "__main__":
-    serve({"create": create, "write": write, "work": work, "finish": finish})
+    serve({"create": create, "write": write, "work": work, "finish": finish, "tell": tell})

@@ -4,6 +4,7 @@ After a power cut there is all that was synced, and of the rest what chance woul
 point of their order, as file systems with a journal keep them, and each write of data whole, torn, or not at all.
 """
 
+import fcntl
 import os
 import random
 import threading
@@ -161,7 +162,7 @@ class RecordedDisk:
         self.effects: list[Effect] = []
         self._base = base
         self._tree = Tree()
-        self._nodes: dict[int, tuple[int, bool]] = {}  # by descriptor: the node, and whether it is appended to
+        self._nodes: dict[int, int] = {}  # by descriptor
         self._last_node = ROOT
         self._lock = threading.RLock()
 
@@ -174,8 +175,7 @@ class RecordedDisk:
                 if call.name in {"fsync", "fdatasync", "syncfs"}:
                     self.sync_failed(call)
                 raise
-            if not (call.name in {"renameat2", "syncfs"} and result != 0):
-                self._note(call, result, before)
+            self._note(call, result, before)
             return result
 
     def sync_failed(self, call: Call) -> None:
@@ -189,7 +189,7 @@ class RecordedDisk:
         if call.name != "write":
             return 0
         fd = call.args[0]
-        appends = fd in self._nodes and self._nodes[fd][1]
+        appends = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
         return os.fstat(fd).st_size if appends else os.lseek(fd, 0, os.SEEK_CUR)
 
     def _note(self, call: Call, result: Any, before: int) -> None:  # noqa: C901 - one case for each call
@@ -202,6 +202,8 @@ class RecordedDisk:
                 self._done(Write(self._node_of(fd), before, bytes(data[:result])))
             case ["ftruncate", fd, size]:
                 self._done(Cut(self._node_of(fd), size))
+            case ["posix_fallocate", fd, offset, size]:
+                self._done(Cut(self._node_of(fd), max(os.fstat(fd).st_size, offset + size)))
             case ["rename" | "replace", source, target]:
                 self._done(Move(*self._entry(source), *self._entry(target)))
             case ["renameat2", _, source, _, target, flag]:
@@ -232,14 +234,14 @@ class RecordedDisk:
             self._done(Make(*self._entry(path), node, is_directory=False))
         elif flags & os.O_TRUNC:
             self._done(Cut(node, 0))
-        self._nodes[fd] = (node, bool(flags & os.O_APPEND))
+        self._nodes[fd] = node
 
     def _done(self, effect: Effect) -> None:
         self._tree.apply(effect)
         self.effects.append(effect)
 
     def _node_of(self, fd: int) -> int:
-        return self._nodes[fd][0]
+        return self._nodes[fd]
 
     def _parts(self, path: Any) -> tuple[str, ...] | None:
         where = Path(os.fsdecode(path))

@@ -1,9 +1,11 @@
 """A check finds what is wrong and says where, and a fix mends it and touches nothing else."""
 
+from typing import Any
+
 import pytest
 
 from tests.files.check_damage import DAMAGE, GONE_AFTERWARDS
-from tests.support.check_fixtures import DONE, THREAD, files_in, found, full_store, make_run
+from tests.support.check_fixtures import THREAD, files_in, found, full_store, make_run
 from threadloom import CheckReport, MemoryStore, Thread
 from threadloom.testing import ManualClock
 
@@ -48,15 +50,12 @@ async def test_a_memory_store_says_what_cannot_be():
         await make_run(store, THREAD, "run_done")
         assert (await store.check()) == CheckReport((), 1)
 
-        state = store._threads[THREAD]
-        state.messages.clear()
-        del state.runs["run_done"].steps["step_a"]
-        state.runs["run_done"].events.append(state.runs["run_done"].events[0])
+        backend: Any = store._backend
+        state = backend._threads[THREAD]
+        run = state.runs["run_done"]
+        run.events.append(run.events[0])
+        run.steps.clear()
         report = await store.check(fix=True)
-        assert sorted(problem.kind for problem in report.problems) == [
-            "missing_message",
-            "missing_record",
-            "unordered_events",
-        ]
-        assert {problem.path for problem in report.problems} == {DONE}
+        assert [problem.kind for problem in report.problems] == ["unordered_events", "missing_record"]
+        assert {problem.where for problem in report.problems} == {f"{THREAD}/run_done"}
         assert report.left == report.problems

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import attrs
 import pytest
 
 from tests.files.check_damage import (
@@ -27,13 +28,28 @@ from tests.support.check_fixtures import (
     THREAD,
     append,
     aside,
+    at,
     files_in,
     found,
     full_store,
     lines_of,
     spoil,
 )
-from threadloom import CheckReport, FileStore, Problem, ProblemKind, Run, RunStatus, RunStep, RunStepStatus, Thread
+from threadloom import (
+    CheckReport,
+    FileStore,
+    Problem,
+    ProblemKind,
+    Run,
+    RunStatus,
+    RunStep,
+    RunStepStatus,
+    RunWrite,
+    Thread,
+)
+from threadloom.testing import ManualClock
+
+STATUS = f"{DONE}/status.json"
 
 
 @pytest.fixture
@@ -63,7 +79,8 @@ async def test_damaged_lines_are_kept_aside_and_blanked_so_that_nothing_moves(st
     damaged = lines_of(log)
     await store.check(fix=True)
     assert lines_of(log) == [*before[:2], *(b" " * (len(line) - 1) + b"\n" for line in before[2:4]), *before[4:]]
-    assert aside(store) == {f"{MESSAGES}-{len(b''.join(before[:2]))}": b"".join(damaged[2:4])}
+    places = [len(b"".join(before[:number])) for number in (2, 3)]
+    assert aside(store) == {f"{MESSAGES}-{place}": damaged[number] for number, place in enumerate(places, 2)}
     assert list(await store.list_messages(THREAD)) == [m for m in shown if m.id not in {"msg_2", "msg_3"}]
 
 
@@ -102,18 +119,18 @@ async def test_a_damaged_run_whose_last_event_is_damaged_too_is_moved_aside_whol
     assert "msg_of_run_done" in {message.id for message in await store.list_messages(THREAD)}
 
 
-async def test_a_damaged_run_that_a_worker_had_is_queued_again(store):
+async def test_a_damaged_run_that_a_worker_holds_is_made_anew_with_its_lease(store):
     await store.create_thread(Thread.new(id="thread_c"))
     run = await store.create_run("thread_c", Run.new("thread_c", model="any"))
-    assert await store.try_claim_run("worker_1") is not None
+    claim = await store.try_claim_run("worker_1")
     (store.run_dir("thread_c", run.id) / "status.json").write_bytes(b"{}")
 
     report = await store.check(fix=True)
 
-    assert [problem.kind for problem in report.problems] == ["damaged_record", "missing_record", "dead_lease"]
-    run = await store.get_run("thread_c", run.id)
-    assert (run.status, run.attempt) == (RunStatus.QUEUED, 2)
-    assert (await store.try_claim_run("worker_2")).run.id == run.id
+    assert [problem.kind for problem in report.problems] == ["damaged_record", "missing_record"]
+    assert await store.get_run("thread_c", run.id) == claim.run
+    await store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
+    assert (await store.check()).problems == ()
 
 
 async def test_a_damaged_step_is_made_anew_from_the_events(store):
@@ -162,7 +179,7 @@ async def test_events_that_were_lost_go_on_past_every_number_that_was_given(stor
 
 async def test_steps_and_messages_that_are_whole_are_told_of_again_and_not_written_again(store):
     def records():
-        return {path: data for path, data in files_in(store.root).items() if path != EVENTS}
+        return {path: data for path, data in files_in(store.root).items() if path not in {EVENTS, STATUS}}
 
     before = records()
     events = lines_of(store.root / EVENTS)
@@ -175,7 +192,7 @@ async def test_steps_and_messages_that_are_whole_are_told_of_again_and_not_writt
 
 async def test_an_event_that_names_no_id_makes_no_file(store):
     line = lines_of(store.root / EVENTS)[3].replace(b'"step_a"', b'"../../x"')
-    append(store.root / EVENTS, line.replace(b'"number":1', b'"number":9'))
+    append(store.root / EVENTS, line.replace(b'"number":1', b'"number":9').replace(b',"more":true', b""))
     report = await store.check(fix=True)
     assert found(report) == [("damaged_line", EVENTS)]
     assert not (store.root / THREAD / "runs" / "x.json").exists()
@@ -210,10 +227,10 @@ async def test_in_a_tree_of_another_program_only_what_it_left_open_is_a_problem(
     async with FileStore(seed, durability="process") as store:
         report = await store.check(fix=True)
         run = "thread_7f3a/runs/run_done"
-        assert found(report) == [("unsettled_run", f"{run}/status.json")]
+        assert found(report) == [("unfinalized_run", f"{run}/status.json")]
         assert (await store.check()).problems == ()
     changed = {path for path, data in before.items() if files_in(seed)[path] != data}
-    assert changed == {f"{run}/steps/step_b.json"}
+    assert changed == {f"{run}/status.json", f"{run}/steps/step_b.json"}
 
 
 async def test_what_cannot_be_read_is_said_and_hides_no_other(store):
@@ -222,11 +239,10 @@ async def test_what_cannot_be_read_is_said_and_hides_no_other(store):
     spoil(store.root / OTHER / "messages.jsonl", 0)
     report = await store.check(fix=True)
     assert found(report) == [
-        ("not_checked", THREAD),
+        ("not_a_file", f"{DONE}/status.json"),
         ("damaged_line", f"{OTHER}/messages.jsonl"),
-        ("stray_edit", f"{OTHER}/edits.jsonl"),
     ]
-    assert [problem.is_fixed for problem in report.problems] == [False, True, True]
+    assert [problem.is_fixed for problem in report.problems] == [False, True]
 
 
 async def test_what_does_not_let_itself_be_mended_is_left_and_says_why(store):
@@ -239,16 +255,27 @@ async def test_what_does_not_let_itself_be_mended_is_left_and_says_why(store):
 
     assert found(report) == [("damaged_line", MESSAGES)] * 2
     assert report.left == report.problems
-    assert all("could not be mended: [Errno" in problem.description for problem in report.problems)
+    assert all("could not be repaired: [Errno" in problem.description for problem in report.problems)
     assert files_in(store.root) == before
 
 
 async def test_a_sentence_says_what_is_wrong_and_what_a_fix_does(store):
     a_missing_step(store.root)
     path = f"{DONE}/steps/step_a.json"
-    wrong = "the run's events tell of this step, and it is not there"
-    kind = ProblemKind.MISSING_RECORD
+    text = "The run's log tells of this step, which is not here. A fix writes it again from the run's log."
     [problem] = (await store.check()).problems
-    assert problem == Problem(kind, path, f"{wrong}; a fix makes it anew from the run's events")
+    assert problem == Problem(ProblemKind.MISSING_RECORD, path, text)
     [problem] = (await store.check(fix=True)).problems
-    assert problem == Problem(kind, path, f"{wrong}; the fix makes it anew from the run's events", is_fixed=True)
+    assert problem == Problem(ProblemKind.MISSING_RECORD, path, text, is_fixed=True)
+
+
+async def test_a_run_that_was_created_terminal_is_in_the_index_of_an_idle_thread(store):
+    await store.create_thread(Thread.new(id="thread_c"))
+    done = at(Run.new("thread_c", model="any"), "run_c")
+    await store.create_run("thread_c", attrs.evolve(done, status=RunStatus.COMPLETED))
+    assert (await store.check()).problems == ()
+    last = await store.create_run("thread_c", attrs.evolve(done, id="run_d", status=RunStatus.COMPLETED))
+    async with FileStore(store.root, durability="process", clock=ManualClock()) as other:
+        run = await other.create_run("thread_c", Run.new("thread_c", model="any"))
+    assert run.sequence > last.sequence
+    assert (await store.check()).problems == ()

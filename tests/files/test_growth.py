@@ -6,18 +6,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from threadloom import FileStore, Run, RunStatus
+from threadloom import FileStore, Run, RunStatus, RunWrite
 from threadloom.errors import SerializationError
-from threadloom.stores.files import _dead, _log
-from threadloom.stores.files._opened import LogFile
+from threadloom.stores.files import log_lines, views
 
 FILE_CALLS = ("open", "read", "pread", "write", "pwrite", "stat", "lstat", "fstat", "scandir", "listdir", "rename")
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_looked_at_twice(monkeypatch):
-    """Let journals that were made just now not be listed once more."""
-    monkeypatch.setattr(_dead, "_TICK_NS", 0)
 
 
 def write_thread(root, *, messages=0, runs=0):
@@ -57,7 +50,7 @@ def counted(monkeypatch, owner, names):
 async def opened(root):
     """Yield a store that does nothing by itself any more."""
     async with FileStore(root, durability="process") as store:
-        await store._parts.sweep.indexed.wait()
+        await store.check()  # which waits for the index
         yield store
 
 
@@ -94,7 +87,7 @@ async def test_of_the_runs_of_a_thread_only_those_on_the_page_are_decoded(tmp_pa
     async with opened(tmp_path) as store:
         in_order = sorted(range(100), key=lambda number: (number * 7) % 100)
         ids = [f"run_{number:04}" for number in in_order]
-        decoded = counted(monkeypatch, store._parts.runs, ["record"])
+        decoded = counted(monkeypatch, views, ["decode"])
         page = await store.list_runs(thread_id, limit=3, order="desc")
         assert ([run.id for run in page], page.has_more) == (ids[:-4:-1], True)
         page = await store.list_runs(thread_id, limit=3, after=ids[9])
@@ -117,31 +110,51 @@ async def test_a_run_that_is_damaged_beyond_its_place_takes_none_on_a_page(tmp_p
             found.append(after := page[0].id)
         whole = await store.list_runs(thread_id)
         assert found == [run.id for run in whole] == ["run_0000", "run_0002"]
-        assert [(type(error), error.path) for error in whole.damaged] == [(SerializationError, status)]
-
-
-async def test_the_turn_of_a_thread_is_made_again_without_decoding_what_has_ended(tmp_path, monkeypatch):
-    thread_id = write_thread(tmp_path, runs=100)
-    async with opened(tmp_path) as store:
-        queued = await store.create_run(thread_id, Run.new(thread_id, model="m"))
-        await store.update_run_status(thread_id, queued.id, RunStatus.IN_PROGRESS)
-        with monkeypatch.context() as patch:
-            decoded = counted(patch, store._parts.runs, ["record"])
-            turn = await store._parts.writer.run(store._parts.runs.turns.rebuild, thread_id)
-        assert (turn.active, turn.last_sequence) == ([(queued.sequence, queued.id)], queued.sequence)
-        assert len(decoded) == 1
-        await store.update_run_status(thread_id, queued.id, RunStatus.COMPLETED)
+        assert [(type(error), error.where) for error in whole.damaged] == [(SerializationError, str(status))]
 
 
 @pytest.mark.parametrize("block", [5, 7, 64])
 def test_a_text_is_found_in_a_log_wherever_blocks_end(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(_log, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(log_lines, "_BLOCK_BYTES", block)
     path = tmp_path / "log"
     for shift in range(block + 1):
         lines = [b"x" * shift, b"", b"ab-cd", b"y" * 3 * block + b"abcd", b"abc", b"d", b"abcdabcd", b"z" * shift]
         path.write_bytes(b"".join(line + b"\n" for line in lines))
-        with LogFile(path) as file:
-            stop = _log.end_of_lines(file)
-            every = list(_log.lines_backward(file, 0, stop))
-            assert list(_log.lines_with(file, b"abcd", stop)) == [line for line in every if b"abcd" in line[1]]
-            assert list(_log.lines_with(file, b"none", stop)) == []
+        with path.open("rb") as file:
+            fd = file.fileno()
+            stop = log_lines.end_of_lines(fd, path.stat().st_size)
+            every = list(log_lines.lines_backward(fd, 0, stop))
+            assert list(log_lines.lines_with(fd, b"abcd", stop)) == [line for line in every if b"abcd" in line[1]]
+            assert list(log_lines.lines_with(fd, b"none", stop)) == []
+
+
+async def test_a_claim_costs_the_same_with_ten_and_with_thousands_of_ended_runs(tmp_path, monkeypatch):
+    costs = []
+    for runs in (10, 2_000):
+        root = tmp_path / str(runs)
+        thread_id = write_thread(root, runs=runs)
+        async with opened(root) as store:
+            for _ in range(2):
+                await store.create_run(thread_id, Run.new(thread_id, model="m"))
+            first = await store.try_claim_run("worker")
+            await store.write_run(first.lease, RunWrite(status=RunStatus.COMPLETED))
+            with monkeypatch.context() as patch:
+                calls = counted(patch, os, FILE_CALLS)
+                assert await store.try_claim_run("worker") is not None
+            costs.append(sorted(calls))
+    assert costs[0] == costs[1]
+
+
+async def test_creating_and_ending_a_run_costs_the_same_however_many_there_are(tmp_path, monkeypatch):
+    costs = []
+    for runs in (10, 1_000):
+        root = tmp_path / str(runs)
+        thread_id = write_thread(root, runs=runs, messages=runs)
+        async with opened(root) as store:
+            for _ in range(2):  # the first one finds out what there is
+                with monkeypatch.context() as patch:
+                    calls = counted(patch, os, FILE_CALLS)
+                    run = await store.create_run(thread_id, Run.new(thread_id, model="m"))
+                    await store.update_run_status(thread_id, run.id, RunStatus.COMPLETED)
+            costs.append(sorted(calls))
+    assert costs[0] == costs[1]

@@ -123,7 +123,7 @@ async def test_a_damaged_key_is_an_error_that_names_its_file_and_nothing_is_crea
         path.write_bytes(data)
         with pytest.raises(SerializationError) as caught:
             await create()
-        assert caught.value.path == path
+        assert caught.value.where == str(path)
         assert await made_under(store, "key") == before
 
 

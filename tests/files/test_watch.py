@@ -8,32 +8,8 @@ import sys
 import pytest
 
 from threadloom import EventType, FileStore, Run, Thread
-from threadloom.stores.files._watch import Watch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is only there")
-
-
-async def test_each_write_into_a_log_is_heard_and_of_other_files_that_they_are_whole(tmp_path):
-    watch = Watch()
-    watch.start(lambda: None)
-    heard, all_is_heard = [], asyncio.Event()
-
-    def hear(name):
-        heard.append(name)
-        if name == "last":
-            all_is_heard.set()
-
-    with watch.watching(str(tmp_path), hear, log="log"), (tmp_path / "log").open("a") as log:
-        with (tmp_path / "record").open("w") as record:
-            for file in (log, record, log):
-                file.write("x")
-                file.flush()
-        (tmp_path / "last").touch()
-        async with asyncio.timeout(10):
-            await all_is_heard.wait()
-    watch.close()
-
-    assert heard == ["log", "log", "record", "last"]
 
 
 async def test_a_store_that_waits_for_work_does_not_hear_of_itself(tmp_path, monkeypatch):

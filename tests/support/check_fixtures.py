@@ -86,7 +86,8 @@ def files_in(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
         and not path.is_relative_to(root / ".threadloom" / "damaged")
-        and path.parent.name not in {"lives", "journals"}  # of those who are open, not of the store
+        and path.name not in {"stamps", "scanned", "boot"}
+        and path.parent.name not in {"stores", "journals"}  # of those who are open, not of the store
     }
 
 
@@ -122,7 +123,7 @@ def spoil(path: Path, number: int, byte: bytes = b"\xff", place: int = 20) -> No
 
 
 def found(report):
-    return [(problem.kind.value, problem.path) for problem in report.problems]
+    return [(problem.kind.value, problem.where) for problem in report.problems]
 
 
 def append(path, data):

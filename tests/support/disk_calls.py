@@ -1,41 +1,53 @@
-"""What the file store asks of the system, led through a test's hands: it may be written down, refused, or cut short.
+"""Lead the system calls of the file store through a test's hands: to record them, refuse them, or cut them short.
 
-The real call is made all the same. Whatever of the system's calls changes files and is not known here is refused, so
-that no change goes by unseen.
+The real call is made all the same. A call that changes files and is not known here is refused, so that no change goes
+unseen. Memory that is mapped (``stamps.py``) is left out: nothing in it needs to survive.
 """
 
 import ctypes
 import os
-import shutil
+import struct
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 SYNCS = frozenset({"fsync", "fdatasync", "syncfs"})
 WRITES = frozenset({"write", "pwrite"})
-CHANGES = SYNCS | WRITES | {"ftruncate", "mkdir", "rename", "renameat2", "replace", "rmdir", "unlink"}
+CHANGES = (
+    SYNCS
+    | WRITES
+    | {
+        *("ftruncate", "mkdir", "posix_fallocate", "rename", "renameat2", "replace", "rmdir", "unlink"),
+    }
+)
 TRACKED = CHANGES | {"open", "close"}
 REFUSED = frozenset(
     {
-        *("copy_file_range", "fdopen", "link", "makedirs", "mkfifo", "mknod", "posix_fallocate", "pwritev", "remove"),
+        *("copy_file_range", "fdopen", "link", "makedirs", "mkfifo", "mknod", "pwritev", "remove"),
         *("removedirs", "renames", "sendfile", "splice", "symlink", "sync", "truncate", "writev"),
     }
 )
 HOUSE = "threadloom.stores.files"
+_OPENAT2 = 437
+_LIBC = frozenset({"renameat2", "syncfs", "syscall"})
+_open_how = struct.Struct("QQQ")
 
 
 @frozen
 class Call:
-    """One call of the system, made when it is called."""
+    """One call of the system, made when it is called. ``options`` are arguments that no test looks at."""
 
     name: str
     function: Callable[..., Any]
     args: tuple[Any, ...]
+    options: dict[str, Any] = field(factory=dict)
 
     def __call__(self) -> Any:
-        return self.function(*self.args)
+        return self.function(*self.args, **self.options)
 
     @property
     def is_change(self) -> bool:
@@ -57,38 +69,45 @@ class _System:
         function = getattr(os, name)
         if name in REFUSED:
             raise AssertionError(f"os.{name} changes files, and tests/support/disk_calls.py does not know it")
+        if name == "open":
+            return self._open
         if name not in TRACKED:
             return function
-        return lambda *args: self._through(Call(name, function, args))
+        return lambda *args, **named: self._through(Call(name, partial(function, **named) if named else function, args))
+
+    def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> Any:
+        where = path if dir_fd is None else _below(dir_fd, path)
+        return self._through(Call("open", _open_below, (where, flags), {"name": path, "mode": mode, "dir_fd": dir_fd}))
 
 
-class _Shell:
-    """Stands for the module ``shutil``: the one thing of it that is used, in calls that can be seen."""
-
-    def __init__(self, system: _System) -> None:
-        self._system = system
-
-    def rmtree(self, path: Any, ignore_errors: bool = False) -> None:
-        try:
-            with os.scandir(path) as entries:
-                found = list(entries)
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    self.rmtree(entry.path)
-                else:
-                    self._system.unlink(entry.path)
-            self._system.rmdir(path)
-        except OSError:
-            if not ignore_errors:
-                raise
+def _open_below(_: str, flags: int, *, name: str, mode: int, dir_fd: int | None) -> int:
+    return os.open(name, flags, mode, dir_fd=dir_fd)
 
 
-def _foreign(through: Through, function: Any) -> Callable[..., int]:
-    """Return what stands for a function of the C library, which tells of an error in its own way."""
+def _below(directory: int, path: str) -> str:
+    return os.path.normpath(f"{Path(f'/proc/self/fd/{directory}').readlink()}/{path}")
+
+
+def _of_the_c_library(through: Through, function: Any) -> Callable[..., int]:
+    """Return what stands for a function of the C library, which reports an error in its own way."""
+
+    def real(*args: Any) -> int:
+        result = int(function(*args))
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return result
+
+    def openat2(args: tuple[Any, ...]) -> Call:
+        number, root, path, how, _ = args
+        assert number == _OPENAT2, f"system call {number} is not known to tests/support/disk_calls.py"
+        flags = _open_how.unpack(how)[0]
+        return Call("open", lambda *_: real(*args), (_below(root, os.fsdecode(path)), flags))
 
     def called(*args: Any) -> int:
+        call = openat2(args) if function.__name__ == "syscall" else Call(function.__name__, real, args)
         try:
-            return int(through(Call(function.__name__, function, args)))
+            return int(through(call))
         except OSError as error:
             ctypes.set_errno(error.errno or 0)
             return -1
@@ -106,7 +125,5 @@ def intercept(monkeypatch: Any, through: Through) -> None:
         for name, value in list(vars(module).items()):
             if value is os:
                 monkeypatch.setattr(module, name, system)
-            elif value is shutil:
-                monkeypatch.setattr(module, name, _Shell(system))
-            elif isinstance(value, pointer):
-                monkeypatch.setattr(module, name, _foreign(through, value))
+            elif isinstance(value, pointer) and getattr(value, "__name__", "") in _LIBC:
+                monkeypatch.setattr(module, name, _of_the_c_library(through, value))

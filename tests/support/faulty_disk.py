@@ -8,7 +8,10 @@ from attrs import evolve
 
 from tests.support.disk_calls import SYNCS, WRITES, Call, Through
 
-Fault = Literal["full", "broken", "short"]
+Fault = Literal["full", "broken", "short", "torn"]
+
+
+# A "short" write says how much it wrote; a "torn" one has written a part, and says that it has failed.
 
 
 def faults_of(name: str) -> tuple[Fault, ...]:
@@ -48,11 +51,14 @@ class FaultyDisk:
         self.changes.append(call.name)
         if self._at is None or number < self._at or (number > self._at and not self._lasts):
             return self._through(call)
-        if self._fault == "short" and call.name not in WRITES:
+        if self._fault in {"short", "torn"} and call.name not in WRITES:
             return self._through(call)
-        if self._fault == "short":
+        if self._fault in {"short", "torn"}:
             fd, data, *rest = call.args
-            return self._through(evolve(call, args=(fd, data[: max(1, len(data) // 2)], *rest)))
+            written = self._through(evolve(call, args=(fd, data[: max(1, len(data) // 2)], *rest)))
+            if self._fault == "short":
+                return written
+            raise _error(errno.ENOSPC, call)
         if self._fault == "full":
             if self._lasts and call.name in {"unlink", "rmdir", "ftruncate", *SYNCS}:
                 return self._through(call)

@@ -59,7 +59,7 @@ class TestBrokenClients(MemoryWireTests):
                     assert head.startswith(b"HTTP/1.1 408 ")
                     length = int(head.lower().partition(b"content-length: ")[2].split()[0])
                     error = json.loads(await reader.readexactly(length))["error"]
-                assert error["message"] == "The body of the request did not come in time."
+                assert error["message"] == "The request body did not arrive in time."
                 writer.close()
                 await writer.wait_closed()
             assert list(await store.list_threads()) == []
@@ -95,7 +95,7 @@ class TestBrokenClients(MemoryWireTests):
             assert line.split()[1] == b"400"
             writer.close()
         assert list(await wire.store.list_threads()) == []
-        assert not [record for record in caplog.records if record.message == "request failed"]
+        assert not [record for record in caplog.records if record.msg == "Request %s failed"]
 
     async def test_a_thousand_connections_opened_and_dropped_leave_nothing(self, wire: Wire):
         async with nothing_left(wire):

@@ -20,7 +20,7 @@ class Answered(logging.Handler):
         self.status = asyncio.get_running_loop().create_future()
 
     def emit(self, record):
-        if record.msg == "request answered":
+        if record.msg == "Request %s was answered with status %s":
             self.status.set_result(record.status)
 
 
@@ -47,4 +47,4 @@ async def test_a_client_that_leaves_in_its_request_has_made_nothing_and_is_no_se
     finally:
         logging.getLogger("threadloom").removeHandler(answered)
         await runner.cleanup()
-    assert "request failed" not in caplog.text
+    assert "Request %s failed" not in [record.msg for record in caplog.records]

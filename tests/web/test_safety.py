@@ -8,6 +8,7 @@ from aiohttp import web
 
 from tests.web.fixtures import Answer, MemoryWireTests, Wire, path_of, serving
 from threadloom import Assistant, InvalidInputError, MemoryStore, Run, RunStep, Thread, ThreadStore
+from threadloom.testing._stage import picture
 from threadloom.web import Limits, create_app
 
 HELLO = {"role": "user", "content": "hello"}
@@ -121,7 +122,7 @@ class TestKeys(MemoryWireTests):
             create_app(MemoryStore(), api_keys=keys)
 
     def test_keys_and_a_function_do_not_go_together(self):
-        with pytest.raises(InvalidInputError, match="not by both"):
+        with pytest.raises(InvalidInputError, match="not both"):
             create_app(MemoryStore(), api_keys=["k"], authenticate=lambda _: "t")
 
     async def test_a_key_may_come_from_a_file_with_its_newline(self, store: ThreadStore):
@@ -168,7 +169,7 @@ class TestTenants(MemoryWireTests):
         ids = await self.things_of(wire, "a")
         own = await self.things_of(wire, "b")
         none = {name: f"{id_.partition('_')[0]}_none" for name, id_ in ids.items()}
-        before = repr(vars(wire.store)["_threads"])
+        before = await picture(wire.store)
         for method, path, body in NAMED:
             if isinstance(body, dict) and "assistant_id" in body:
                 body = {"assistant_id": own["assistant_id"]}  # noqa: PLW2901
@@ -184,7 +185,7 @@ class TestTenants(MemoryWireTests):
                     missing.status, missing.headers, missing.body.replace(id_.encode(), ids[name].encode())
                 )
             assert anothers.body == missing.body
-        assert repr(vars(wire.store)["_threads"]) == before
+        assert await picture(wire.store) == before
 
     async def test_what_is_in_anothers_thread_is_not_found_through_ones_own(self, wire: Wire):
         theirs, own = await self.things_of(wire, "a"), await self.things_of(wire, "b")
@@ -299,7 +300,7 @@ class TestLimits(MemoryWireTests):
         filled = b'{"metadata":{}}'.ljust(2_000)
         await wire.good("POST", "/threads", filled)
         status, error = await wire.error("POST", "/threads", filled + b" ")
-        assert (status, error["message"]) == (413, "The body of the request is larger than 2000 bytes.")
+        assert (status, error["message"]) == (413, "The request body is larger than 2000 bytes.")
         assert len((await wire.good("GET", "/threads"))["data"]) == 1
 
     async def test_a_body_that_does_not_say_its_length_is_counted(self, wire: Wire):
@@ -332,7 +333,7 @@ class TestLimits(MemoryWireTests):
         await self.things(wire)
         status, error = await wire.error("POST", path, body)
         assert (status, error["param"]) == (400, param)
-        assert error["message"] == f"Invalid '{param}': 4 messages, of at most 3."
+        assert error["message"] == f"Invalid '{param}': 4 messages, but the limit is 3."
 
     @pytest.mark.parametrize(
         ("path", "body", "param"),
@@ -350,7 +351,7 @@ class TestLimits(MemoryWireTests):
         await self.things(wire)
         status, error = await wire.error("POST", path, body)
         assert (status, error["param"]) == (400, param)
-        assert error["message"] == f"Invalid '{param}': it has 11 characters, of at most 10."
+        assert error["message"] == f"Invalid '{param}': it has 11 characters, but the limit is 10."
 
     @pytest.mark.parametrize("path", ["/assistants", "/assistants/a", "/threads/t/runs", "/threads/runs"])
     async def test_there_are_as_few_tools_as_the_server_takes(self, wire: Wire, path):
@@ -358,7 +359,7 @@ class TestLimits(MemoryWireTests):
         body = {"model": "m", "assistant_id": "a", "tools": [{"type": "code_interpreter"}] * 3}
         status, error = await wire.error("POST", path, body)
         assert (status, error["param"]) == (400, "tools")
-        assert error["message"] == "Invalid 'tools': 3 tools, of at most 2."
+        assert error["message"] == "Invalid 'tools': 3 tools, but the limit is 2."
         assert (await wire.good("GET", "/threads/t/runs"))["data"] == []
 
     async def things(self, wire: Wire) -> None:

@@ -10,13 +10,13 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from tests.web.fixtures import MemoryWireTests, Wire, path_of, serving
-from threadloom import ThreadStore, errors
+from threadloom import Thread, ThreadStore, errors
 from threadloom.stores.memory import MemoryStore
 from threadloom.web._errors import as_wire_error
 
-CLOSED = "The server cannot do this at the moment. Try again."
-FAULT = "The server had an error while it worked on your request. Its log has more, under the x-request-id."
-USED = "This Idempotency-Key was sent before, with another request. Take a new key for a new request."
+CLOSED = "The server is temporarily unavailable. Try again."
+FAULT = "The server had an error while processing your request. Its log has details under the x-request-id."
+USED = "This Idempotency-Key was already used for a different request. Use a new key."
 OURS = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.ThreadloomError)]
 
 # An error of each kind, and the status, code, type and message that are told of it.
@@ -28,7 +28,7 @@ TOLD: list[tuple[errors.ThreadloomError, int, str, str]] = [
         errors.InvalidCursorError("c", "runs of the thread"),
         400,
         "invalid_request_error",
-        "'c' is no cursor here: it names nothing among the runs of the thread.",
+        "'c' is not a valid cursor: it is not among the runs of the thread.",
     ),
     (errors.AssistantNotFoundError("a"), 404, "invalid_request_error", "No assistant found with id 'a'."),
     (errors.ThreadNotFoundError("t"), 404, "invalid_request_error", "No thread found with id 't'."),
@@ -54,13 +54,13 @@ TOLD: list[tuple[errors.ThreadloomError, int, str, str]] = [
         errors.RunInTerminalStateError("r", "failed"),
         400,
         "invalid_request_error",
-        "Run r is failed, and stays so.",
+        "Run r is already failed.",
     ),
     (
         errors.InvalidTransitionError("r", "cancelling", "failed", "cancelled"),
         400,
         "invalid_request_error",
-        "Run 'r' is cancelling and cannot become failed; it may become cancelled.",
+        "Run 'r' is cancelling and cannot become failed; it can only become cancelled.",
     ),
     (
         errors.ToolOutputsRefusedError("r", "expired"),
@@ -69,7 +69,7 @@ TOLD: list[tuple[errors.ThreadloomError, int, str, str]] = [
         'Runs in status "expired" do not accept tool outputs.',
     ),
     (errors.IdempotencyKeyReusedError("k"), 409, "idempotency_error", USED),
-    (errors.LeaseLostError("r", "w"), 409, "invalid_request_error", "Worker 'w' does not hold run 'r' any more."),
+    (errors.LeaseLostError("r", "w"), 409, "invalid_request_error", "Worker 'w' no longer holds the lease on run 'r'."),
     (errors.SerializationError("/secret", "it is torn"), 500, "server_error", FAULT),
     (errors.StoreIOError("write", OSError(5, "I/O error", "/secret")), 500, "server_error", FAULT),
     (errors.StoreBusyError("/secret is held."), 503, "server_error", CLOSED),
@@ -108,11 +108,15 @@ def test_where_nothing_was_done_the_client_may_try_again(error):
 
 class TestErrors(MemoryWireTests):
     @pytest.fixture
-    async def broken(self, wire: Wire) -> tuple[Wire, str]:
+    async def broken(self, wire: Wire, monkeypatch) -> tuple[Wire, str]:
         """Return a server with a thread whose record is damaged."""
         thread = await wire.thread()
-        assert isinstance(wire.store, MemoryStore)
-        wire.store._threads[thread].meta = b'{"id": "secret'
+
+        async def damaged(thread_id: str, **changes: Any) -> Thread:
+            raise errors.SerializationError(thread_id, "secret")
+
+        monkeypatch.setattr(wire.store, "get_thread", damaged)
+        monkeypatch.setattr(wire.store, "update_thread", damaged)
         return wire, f"/threads/{thread}"
 
     async def test_a_fault_of_the_server_tells_nothing_of_the_inside(self, broken: tuple[Wire, str], caplog):
@@ -125,7 +129,9 @@ class TestErrors(MemoryWireTests):
             assert answer.error == {"message": FAULT, "type": "server_error", "param": None, "code": None}
             assert answer.headers.get("x-should-retry") == retry
             failed, answered = caplog.records
-            assert (failed.message, answered.message) == ("request failed", "request answered")
+            id_ = answer.headers["x-request-id"]
+            assert failed.message == f"Request {id_} failed"
+            assert answered.message == f"Request {id_} was answered with status 500"
             assert failed.exc_info is not None
             assert failed.exc_info[0] is errors.SerializationError
             told: list[Any] = [(record.request_id, record.method, record.path) for record in (failed, answered)]
@@ -158,7 +164,7 @@ class TestErrors(MemoryWireTests):
         answer = await wire.ask("PUT", "/threads/thread_1")
         assert (answer.status, answer.error["code"]) == (405, "method_not_supported")
         assert answer.headers["Allow"] == "DELETE, GET, HEAD, POST"
-        assert answer.error["message"] == "Not allowed to PUT /v1/threads/thread_1; it takes DELETE, GET, HEAD, POST."
+        assert answer.error["message"] == "PUT is not allowed for /v1/threads/thread_1; use DELETE, GET, HEAD, POST."
 
     async def test_head_is_get_without_the_body(self, wire: Wire):
         thread = await wire.thread()
@@ -175,7 +181,7 @@ class TestErrors(MemoryWireTests):
         asked = [("GET", f"/threads/{thread}"), ("GET", "/threads/t"), ("GET", "/nothing"), ("PUT", "/threads")]
         answers = [await wire.ask(method, path) for method, path in asked]
         assert [answer.status for answer in answers] == [200, 404, 404, 405]
-        told = [(r.request_id, r.status) for r in caplog.records if r.message == "request answered"]
+        told = [(r.request_id, r.status) for r in caplog.records if "was answered with" in r.message]
         assert told == [(answer.headers["x-request-id"], answer.status) for answer in answers]
         assert len({id_ for id_, _ in told}) == 4
 
@@ -236,13 +242,13 @@ class TestRefusedBodies(MemoryWireTests):
     @pytest.mark.parametrize(
         ("body", "said"),
         [
-            (b"{", "The body of the request is no valid JSON: "),
-            (b"{} {}", "The body of the request is no valid JSON: "),
-            (b'{"metadata": {"a": "\\ud800"}}', "The body of the request is no valid JSON: "),
-            (b'{"metadata": {"a": "\xff"}}', "The body of the request is no valid JSON: "),
-            (b'{"temperature": NaN}', "The body of the request is no valid JSON: "),
-            (b'{"temperature": 1e999}', "The body of the request is no valid JSON: "),
-            (b'{"a":' * 2_000, "The body of the request is no valid JSON: "),
+            (b"{", "The request body is not valid JSON: "),
+            (b"{} {}", "The request body is not valid JSON: "),
+            (b'{"metadata": {"a": "\\ud800"}}', "The request body is not valid JSON: "),
+            (b'{"metadata": {"a": "\xff"}}', "The request body is not valid JSON: "),
+            (b'{"temperature": NaN}', "The request body is not valid JSON: "),
+            (b'{"temperature": 1e999}', "The request body is not valid JSON: "),
+            (b'{"a":' * 2_000, "The request body is not valid JSON: "),
         ],
     )
     async def test_what_is_no_json_is_refused(self, wire: Wire, body, said):
@@ -256,7 +262,7 @@ class TestRefusedBodies(MemoryWireTests):
     )
     async def test_a_body_is_an_object(self, wire: Wire, body, named):
         said = await wire.refused("POST", "/threads", body)
-        assert said == f"The body of the request must be a JSON object, not {named}."
+        assert said == f"The request body must be a JSON object, not {named}."
 
     @pytest.mark.parametrize(
         ("path", "body", "param", "said"),
@@ -268,7 +274,7 @@ class TestRefusedBodies(MemoryWireTests):
             ("/assistants", {"model": "m", "temperature": 2.5}, "temperature", "expected from 0 to 2, not 2.5"),
             ("/assistants", {"model": "m", "temperature": True}, "temperature", "expected a number, not a boolean"),
             ("/assistants", {"model": "m", "top_p": -1}, "top_p", "expected from 0 to 1, not -1"),
-            ("/assistants", {"model": "m", "name": "x" * 257}, "name", "it has 257 characters, of at most 256"),
+            ("/assistants", {"model": "m", "name": "x" * 257}, "name", "it has 257 characters, but the limit is 256"),
             ("/assistants", {"model": "m", "tools": {}}, "tools", "expected an array, not an object"),
             (
                 "/assistants",
@@ -298,13 +304,13 @@ class TestRefusedBodies(MemoryWireTests):
                 "/threads",
                 {"tool_resources": {"code_interpreter": {"file_ids": ["file_x"] * 21}}},
                 "tool_resources.code_interpreter.file_ids",
-                "it has 21 items, of at most 20",
+                "it has 21 items, but the limit is 20",
             ),
             (
                 "/threads",
                 {"tool_resources": {"file_search": {"vector_store_ids": ["vs_x", "vs_y"]}}},
                 "tool_resources.file_search.vector_store_ids",
-                "it has 2 items, of at most 1",
+                "it has 2 items, but the limit is 1",
             ),
             ("/threads", {"messages": [{"content": "x"}]}, "messages[0].role", "it is required"),
             (
@@ -323,7 +329,7 @@ class TestRefusedBodies(MemoryWireTests):
                 "/threads",
                 {"metadata": {str(n): "" for n in range(17)}},
                 "metadata",
-                "Metadata has 17 pairs; at most 16 are kept",
+                "Metadata has 17 pairs; the limit is 16",
             ),
             (
                 "/threads",
@@ -383,7 +389,7 @@ class TestRefusedBodies(MemoryWireTests):
         assistant = await wire.good("POST", "/assistants", tool % nested(96))
         for levels in (97, 260, 500, 1_000):
             said = await wire.refused("POST", "/assistants", tool % nested(levels))
-            assert said == "The body of the request has more than 100 levels of arrays and objects."
+            assert said == "The request body has more than 100 levels of arrays and objects."
         assert (await wire.good("GET", "/assistants"))["data"] == [assistant]
         run = await wire.run(assistant=assistant["id"])
         assert (await wire.good("GET", f"/threads/{run['thread_id']}/runs"))["data"] == [run]

@@ -76,7 +76,7 @@ class TestPages(WireTests):
     @pytest.mark.parametrize("limit", ["0", "101", "abc", "-1", "1.0", "", "%C2%B2", "1" * 5000])
     async def test_a_limit_is_from_1_to_100(self, wire: Wire, limit):
         said = await wire.refused("GET", "/threads", query=f"limit={limit}")
-        assert said.startswith("Invalid 'limit': expected a whole number from 1 to 100, not '")
+        assert said.startswith("Invalid 'limit': expected an integer from 1 to 100, not '")
 
     async def test_the_order_is_asc_or_desc(self, wire: Wire):
         status, error = await wire.error("GET", "/threads", query="order=random")

@@ -125,8 +125,8 @@ SEEN: dict[str, Any] = {
         "left": [[], False],
         "then": missing("No thread found with id 'thread_1'."),
         "no id": _refused(
-            "Invalid 'thread_id': 'thread one'. Expected an id: 1 to 128 ASCII letters, digits, '_' and '-', "
-            "beginning with a letter or a digit.",
+            "Invalid 'thread_id': 'thread one'. Expected 1 to 128 ASCII letters, digits, '_' and '-', "
+            "starting with a letter or a digit.",
             param="thread_id",
         ),
     },
@@ -322,8 +322,8 @@ SEEN: dict[str, Any] = {
         "before the fifth": ["1 2 3", True],
         "before the fifth, down": ["7 6 5", True],
         "between": ["3 4", False],
-        "too many": _refused("Invalid 'limit': expected a whole number from 1 to 100, not '101'.", param="limit"),
-        "no such cursor": _refused("'msg_none' is no cursor here: it names nothing among the messages of the thread."),
+        "too many": _refused("Invalid 'limit': expected an integer from 1 to 100, not '101'.", param="limit"),
+        "no such cursor": _refused("'msg_none' is not a valid cursor: it is not among the messages of the thread."),
     },
     "race": {
         "winners": ["run_1"],

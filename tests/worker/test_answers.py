@@ -366,7 +366,7 @@ class TestContext(WorkerTests):
         run = await stage.done_by(answer)
         assert run.status is RunStatus.COMPLETED
         assert await stage.texts(run) == ["hello", "one two"]
-        assert refused == ["A message of the run is still open: end it before the next one."] * 2
+        assert refused == ["A message of the run is still open: end it before you start another."] * 2
 
     async def test_a_message_left_by_an_exception_ends_incomplete_when_the_handler_goes_on(self, stage: Stage):
         async def answer(ctx):
@@ -449,7 +449,7 @@ class TestContext(WorkerTests):
             with pytest.raises(InvalidInputError):
                 ctx.step(["f"])
             async with ctx.step([FunctionCall(name="f", arguments="")]) as step:
-                with pytest.raises(InvalidInputError, match="no call of this step"):
+                with pytest.raises(InvalidInputError, match="not a call of this step"):
                     step.set_output("call_other", "x")
                 with pytest.raises(InvalidInputError):
                     step.set_output(step.calls[0], 7)
@@ -532,7 +532,11 @@ class TestContext(WorkerTests):
             await cut(ctx.reply("once"))
             await cut(ctx.message().__aenter__())
             async with ctx.message() as message:
-                await cut(message.write("twice"))
+                begun.clear()
+                go.clear()
+                await message.write("twice")  # accepted, and written although the caller may be cancelled now
+                await begun.wait()
+                go.set()
             return "thrice"
 
         monkeypatch.setattr(stage.store, "write_run", slow)

@@ -116,7 +116,7 @@ async def force(stage: Stage, run: Run, moments: Moments, chance: random.Random)
     await rest(chance)
     await stage.store.force_update_run_status(run.thread_id, run.id, RunStatus.CANCELLED)
     messages = await stage.answers(run)
-    events, _, _ = await stage.store._read_events(run.thread_id, run.id, None)
+    events = (await stage.store.read_events(run.thread_id, run.id)).events
     return messages, events[-1].number
 
 

@@ -239,14 +239,14 @@ class TestStop(WorkerTests):
         monkeypatch.setattr(stage.store, "write_run", broken)
         await stage.ask()
         async with stage.worker(answer, grace=0 * SECOND) as worker:
-            await until(lambda: "write failed" in caplog.text)
+            await until(lambda: "Could not write run" in caplog.text)
             closing = asyncio.create_task(worker.close())
             # Only then may time go on: a try that was made in the meantime would count too.
             await until(lambda: all(keeper._is_hurried for keeper in worker._keepers.values()))
             await stage.advance_until(closing.done, timedelta(milliseconds=100))
             await closing
-        assert caplog.text.count("write failed") == 3
-        assert "run given up" in caplog.text
+        assert caplog.text.count("Could not write run") == 3
+        assert "Gave up run" in caplog.text
 
     def test_a_loop_that_ends_without_closing_its_worker_puts_the_runs_back(self):
         stages = []
@@ -262,7 +262,13 @@ class TestStop(WorkerTests):
 
         asyncio.run(forgetful())
         ((stage, run),) = stages
-        assert asyncio.run(stage.run(run)).status is RunStatus.QUEUED
+
+        async def look():
+            await stage.store.close()  # it was opened in the loop that has ended
+            async with stage.store:
+                return await stage.run(run)
+
+        assert asyncio.run(look()).status is RunStatus.QUEUED
 
 
 class TestProcess(WorkerTests):
@@ -322,9 +328,15 @@ class TestLog(WorkerTests):
             run = await stage.ask()
             async with stage.worker(answer) as worker:
                 await stage.ended(run)
-                await until(lambda: "run ended" in caplog.messages)
-        events = [record.message for record in caplog.records if record.name == "threadloom"]
-        assert events == ["worker started", "run started", "run ended", "worker stopping", "worker stopped"]
+                await until(lambda: "ended as completed" in caplog.text)
+        name, named = worker.worker_id, f"Run {run.id} of thread {run.thread_id}"
+        assert [record.message for record in caplog.records if record.name == "threadloom"] == [
+            f"Worker {name} started",
+            f"{named} started on worker {name}, attempt 1",
+            f"{named} ended as completed",
+            f"Worker {name} is stopping",
+            f"Worker {name} stopped",
+        ]
         assert {getattr(record, "worker_id", None) for record in caplog.records} == {worker.worker_id}
         ended = caplog.records[2].__dict__
         assert (ended["run_id"], ended["thread_id"], ended["status"]) == (run.id, run.thread_id, "completed")
@@ -339,6 +351,6 @@ class TestLog(WorkerTests):
             async with stage.worker(answer):
                 await stage.is_stuck.wait()
                 await stage.store.force_update_run_status(run.thread_id, run.id, RunStatus.FAILED)
-                await until(lambda: "run lost" in caplog.text)
+                await until(lambda: f"lost run {run.id} of thread" in caplog.text)
         (message,) = await stage.answers(run)
         assert message.status is MessageStatus.INCOMPLETE

@@ -345,8 +345,9 @@ class TestCallingTools(WorkerTests):
         run = await stage.ask()
         async with stage.worker(answer):
             await stage.ended(run)
-        said = [record.message for record in caplog.records if getattr(record, "run_id", None) == run.id]
-        assert said == ["run started", "run waits for tools"]
+        started, waits = [record.message for record in caplog.records if getattr(record, "run_id", None) == run.id]
+        assert started.startswith(f"Run {run.id} of thread {run.thread_id} started")
+        assert waits == f"Run {run.id} of thread {run.thread_id} waits for tool outputs"
 
     async def test_a_first_claim_reads_nothing_and_a_later_one_reads_once(self, stage: Stage):
         reads = []
@@ -709,7 +710,7 @@ class TestCheckpoints(WorkerTests):
                 return await ctx.checkpoint("itself", lambda: 1)
 
             assert await ctx.checkpoint("outer", inner) == 1
-            with pytest.raises(InvalidInputError, match="within its own function"):
+            with pytest.raises(InvalidInputError, match="asks for the same checkpoint"):
                 await ctx.checkpoint("itself", itself)
 
         assert (await stage.done_by(answer)).status is RunStatus.COMPLETED

@@ -1,4 +1,4 @@
-"""The handler ``openai-chat``: lets a chat-completions server answer, with tools that the client carries out."""
+"""The handler ``openai-chat``: forwards a run to a chat-completions server. The client executes its tools."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ __all__ = ["chat"]
 logger = logging.getLogger("threadloom")
 
 _URL, _KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
-_MOST_CHARACTERS = 500  # of what a server says
-_TELLING = {400, 404, 413, 422}  # where what the server says is of the request, and not of keys or of its inside
+_MOST_CHARACTERS = 500  # of an error message of a server
+_TELLING = {400, 404, 413, 422}  # statuses whose message is about the request, not about keys or internals
 _REFUSING = {400, 413, 422}
 _PROMPT_CODES = {
     "content_filter",
@@ -39,12 +39,12 @@ _PROMPT_CODES = {
 
 
 def chat() -> AbstractAsyncContextManager[Handler]:
-    """Return what opens the handler for the server that the environment names, or raise ``CannotStartError``."""
+    """Return a context manager that opens the handler for the configured server, or raise ``CannotStartError``."""
     url = os.environ.get(_URL, "")
     if not url and not os.environ.get(_KEY):
         raise CannotStartError(
-            f"The handler openai-chat needs to know its server: set {_URL} to the address of one that speaks chat "
-            f"completions, such as http://localhost:11434/v1, or {_KEY} for OpenAI's own, or both."
+            f"The handler openai-chat needs a server: set {_URL} to the address of a chat-completions server, "
+            f"such as http://localhost:11434/v1, or {_KEY} to use OpenAI's server, or both."
         )
     if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
         raise CannotStartError(f"{_URL} must be an address such as http://localhost:11434/v1.")
@@ -58,8 +58,8 @@ async def _opened() -> AsyncIterator[Handler]:
 
 
 def _client() -> openai.AsyncOpenAI:
-    """Return a client that is ready: it reads certificates, and imports what is asked of it when that is first used."""
-    # It wants a key also for a server that wants none.
+    """Return a client that is ready to use: it loads certificates and modules now, because this blocks."""
+    # The client requires a key even for a server that does not.
     client = openai.AsyncOpenAI(api_key=os.environ.get(_KEY) or "none")
     _ = client.chat.completions
     return client
@@ -67,7 +67,15 @@ def _client() -> openai.AsyncOpenAI:
 
 @define
 class _Answer:
-    """What a server has answered so far, but for the text, which is in the message already."""
+    """The answer of the server so far, except for its text, which is already in the message.
+
+    Attributes:
+        calls: Pieces of the tool calls.
+
+        usage: Tokens used. None until the server sends them.
+
+        finish_reason: Why the answer ended. None until it has.
+    """
 
     calls: CallPieces = field(factory=CallPieces)
     usage: CompletionUsage | None = None
@@ -75,14 +83,14 @@ class _Answer:
 
 
 class Chat:
-    """Carries one turn of a run to the server and back, as the handler of a worker."""
+    """Forwards one turn of a run to the server and streams the answer back. It is a handler."""
 
     def __init__(self, client: openai.AsyncOpenAI) -> None:
         self._client = client
         self._counts_tokens = True
 
     async def __call__(self, ctx: RunContext) -> None:
-        """Stream the answer into a message, and leave the calls of tools to the client."""
+        """Stream the answer into a message, and ask the client to execute tool calls."""
         request = chat_request(ctx.run, await ctx.chat_messages())
         if request.get("max_completion_tokens", 1) < 1:
             ctx.incomplete("max_completion_tokens")
@@ -109,12 +117,12 @@ class Chat:
                     prompt_tokens=answer.usage.prompt_tokens or 0,
                     completion_tokens=answer.usage.completion_tokens or 0,
                 )
-            # Within the message, which is left open so that it ends as the run does.
+            # Inside the message block, so the message stays open and ends as the run does.
             match answer.finish_reason:
                 case "length":
                     ctx.incomplete("max_completion_tokens")
                 case "content_filter":
-                    ctx.fail("server_error", "The content filter of the chat completions server cut the answer off.")
+                    ctx.fail("server_error", "The content filter of the chat completions server cut off the answer.")
                 case None:
                     ctx.fail("server_error", "The chat completions server did not finish its answer.")
         return answer
@@ -126,7 +134,7 @@ class Chat:
             except openai.APIStatusError as error:
                 if error.status_code not in _REFUSING or "stream_options" not in str(error):
                     raise
-            self._counts_tokens = False  # an older server, which does not know how
+            self._counts_tokens = False  # an older server, which cannot count tokens
         return await self._create(request)
 
     async def _create(self, request: dict[str, Any]) -> openai.AsyncStream[ChatCompletionChunk]:
@@ -139,7 +147,12 @@ class Chat:
         said = self._without_secrets(error.message)
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         ids = {"thread_id": ctx.run.thread_id, "run_id": ctx.run.id}
-        logger.warning("chat server failed", extra={**ids, "status": status, "reason": said})
+        logger.warning(
+            "The chat server failed in run %s of thread %s",
+            ctx.run.id,
+            ctx.run.thread_id,
+            extra={**ids, "status": status, "reason": said},
+        )
         server = "The chat completions server"
         if isinstance(error, openai.APIConnectionError):
             late = isinstance(error, openai.APITimeoutError)
@@ -155,7 +168,7 @@ class Chat:
         ctx.fail(code, f"{server} answered {status}{words}")
 
     def _without_secrets(self, text: str) -> str:
-        """Return what may be shown to anyone: servers repeat what they were sent."""
+        """Return a text without the secrets in it: servers repeat what a client sent them."""
         url = self._client.base_url
         for secret in (str(url), str(url).rstrip("/"), url.password, self._client.api_key):
             if secret:
@@ -164,7 +177,7 @@ class Chat:
 
 
 def _take(answer: _Answer, chunk: ChatCompletionChunk) -> str:
-    """Take in a chunk, and return the text in it. Servers leave out much of what the types say is there."""
+    """Take in a chunk, and return its text. Servers omit many fields that the types declare."""
     answer.usage = chunk.usage or answer.usage
     if not chunk.choices:
         return ""

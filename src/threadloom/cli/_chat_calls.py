@@ -1,4 +1,4 @@
-"""Calls of tools, put together from the pieces in which chat-completions servers stream them."""
+"""Assembles tool calls from the pieces that chat-completions servers stream."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class _Call:
 
 
 class CallPieces:
-    """The calls of one answer, in the order in which they began.
+    """The calls of one answer, in the order in which they started.
 
-    A piece goes on with the call at its index. Servers that are not quite OpenAI's send every call whole under index 0,
-    or under none, with an id or without: there another id, or a name after whole arguments, begins the next call.
+    A piece continues the call with the same index. Some servers differ from OpenAI's: they send every call complete,
+    with index 0 or no index, with or without an id. For these, a different id, or a name after complete arguments,
+    starts the next call.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class CallPieces:
         self._at: dict[int, _Call] = {}
 
     def __bool__(self) -> bool:
-        """Whether there is a call."""
+        """Return whether there is a call."""
         return bool(self._calls)
 
     def add(self, index: int | None, id_: str | None, name: str | None, arguments: object) -> None:
@@ -48,11 +49,11 @@ class CallPieces:
             call.arguments += arguments if isinstance(arguments, str) else json.dumps(arguments)
 
     def calls(self, taken: Collection[str]) -> list[ToolCall | FunctionCall]:
-        """Return the calls; one whose id is missing, or is that of another call or ``taken``, gets a new one."""
+        """Return the calls. A call whose id is missing, duplicated or in ``taken`` gets a new id."""
         seen = set(taken)
         made: list[ToolCall | FunctionCall] = []
         for call in self._calls:
-            # Clients parse the arguments, and some servers send nothing for a function without any.
+            # Clients parse the arguments, and some servers send none for a function without parameters.
             function = FunctionCall(name=call.name, arguments=call.arguments or "{}")
             made.append(ToolCall(id=call.id, function=function) if call.id and call.id not in seen else function)
             seen.add(call.id)

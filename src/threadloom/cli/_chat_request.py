@@ -1,4 +1,4 @@
-"""What a chat-completions server is asked for a run."""
+"""Builds the request to a chat-completions server for a run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ Chat = list[dict[str, Any]]
 def chat_request(run: Run, messages: Chat) -> dict[str, Any]:
     """Return the request for the run's next turn.
 
-    It has what the run sets and nothing else: servers refuse what they do not know, and many know little.
+    It contains only what the run sets: servers reject fields that they do not know, and many know few.
+
+    Args:
+        run: The run.
+
+        messages: The conversation, as ``RunContext.chat_messages`` returns it.
     """
     request: dict[str, Any] = {"model": run.model, "messages": _joined(messages)}
     tools = [_tool(tool["function"]) for tool in run.tools if tool.get("type") == "function"]
     if tools:
         request["tools"] = tools
-        # A choice that asks for a call has been heard once there was one; asked again, the model would call for ever.
+        # A required call is requested only in the first turn. Otherwise the model would call tools forever.
         if run.tool_choice == "none" or (_is_of_a_function(run.tool_choice) and run.turn == 0):
             request["tool_choice"] = run.tool_choice
         if not run.parallel_tool_calls:
@@ -43,7 +48,7 @@ def _is_of_a_function(choice: object) -> bool:
 
 
 def _joined(messages: Chat) -> Chat:
-    """Return the messages, an answer's text and its calls in one: some models' templates take no two in a row."""
+    """Return the messages, with an answer's text and calls in one message: some models accept no two in a row."""
     joined: Chat = []
     for message in messages:
         if "tool_calls" in message and joined and joined[-1].keys() == {"role", "content"}:

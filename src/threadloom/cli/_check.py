@@ -1,4 +1,4 @@
-"""``threadloom check``: what it says, and to whom."""
+"""``threadloom check``: checks a store and prints the problems."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from threadloom.check_report import CheckReport
 from threadloom.errors import StoreError
-from threadloom.report import CheckReport
 from threadloom.stores.files import FileStore
 
 __all__ = ["check"]
@@ -17,10 +17,16 @@ _CLEAN, _PROBLEMS_LEFT, _NO_STORE = range(3)
 
 
 async def check(root: Path, *, fix: bool) -> int:
-    """Check the store at ``root``, say what is wrong, and return the exit status."""
-    # Asked before a store is opened, which would make one of any directory.
+    """Check a store, print its problems, and return the exit status.
+
+    Args:
+        root: Directory of the store.
+
+        fix: Whether to repair problems.
+    """
+    # Check before opening, which would turn any directory into a store.
     if not (root / ".threadloom").is_dir():
-        print(f"threadloom: {root} is no store: there is no .threadloom in it.", file=sys.stderr)
+        print(f"threadloom: {root} is not a store: it contains no .threadloom directory.", file=sys.stderr)
         return _NO_STORE
     try:
         async with FileStore(root) as store:
@@ -31,7 +37,7 @@ async def check(root: Path, *, fix: bool) -> int:
         return _PROBLEMS_LEFT
     for problem in report.problems:
         state = "fixed" if problem.is_fixed else problem.kind
-        print(f"{root / problem.path}: {problem.description} [{state}]")
+        print(f"{root / problem.where}: {problem.description} [{state}]")
     print(_closing_line(report))
     return _CLEAN if report.is_clean else _PROBLEMS_LEFT
 
@@ -39,7 +45,7 @@ async def check(root: Path, *, fix: bool) -> int:
 def _closing_line(report: CheckReport) -> str:
     threads = _counted(report.thread_count, "thread")
     if not report.problems:
-        return f"Nothing is wrong in {threads}."
+        return f"No problems in {threads}."
     fixed = len(report.problems) - len(report.left)
     return f"{_counted(len(report.problems), 'problem')} in {threads}: {fixed} fixed, {len(report.left)} left."
 
@@ -50,12 +56,12 @@ def _counted(number: int, noun: str) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], object] | None]:
-    """Yield what to tell of the progress: a bar on a terminal, nothing where there is none, or no rich."""
+    """Yield a function that reports progress on a terminal, or None if there is no terminal or no rich."""
     if not sys.stderr.isatty():
         yield None
         return
     try:
-        from rich.console import Console  # noqa: PLC0415 - of an extra, and slow to import
+        from rich.console import Console  # noqa: PLC0415 - part of an extra, and slow to import
         from rich.progress import Progress  # noqa: PLC0415 - the same
     except ImportError:
         print("For a progress bar: pip install 'threadloom[cli]'", file=sys.stderr)

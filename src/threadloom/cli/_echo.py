@@ -1,4 +1,4 @@
-"""The handler of a server that was given none, so that a newcomer sees something at once."""
+"""The default handler of a server, so that a first try needs no handler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["echo"]
 
 
 async def echo(ctx: RunContext) -> AsyncIterator[str]:
-    """Say again what the user said last, word by word."""
+    """Repeat the last message of the user, word by word."""
     messages = await ctx.list_messages(order=Order.DESC)
     said = next((message.text for message in messages if message.role is MessageRole.USER), "")
     yield "You said:"

@@ -1,4 +1,4 @@
-"""What keeps a command from starting."""
+"""The error that prevents a command from starting."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ __all__ = ["CannotStartError"]
 
 
 class CannotStartError(Exception):
-    """One sentence for the one who typed the command: what was wrong, and what would be right."""
+    """A command cannot start. The message says in one sentence what is wrong and what to do."""

@@ -1,4 +1,4 @@
-"""Handlers by the names that a command line gives them."""
+"""Finds a handler by its name on the command line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ECHO, OPENAI_CHAT = "echo", "openai-chat"
 
 
 def handler_named(name: str) -> AbstractAsyncContextManager[Handler]:
-    """Return what opens the handler, or raise ``CannotStartError`` where there is none of that name."""
+    """Return a context manager that opens the named handler, or raise ``CannotStartError``."""
     if name == ECHO:
         return nullcontext(echo)
     if name == OPENAI_CHAT:
         try:
-            from threadloom.cli._chat import chat  # noqa: PLC0415 - of an extra, and slow to import
+            from threadloom.cli._chat import chat  # noqa: PLC0415 - part of an extra, and slow to import
         except ModuleNotFoundError as error:
             raise CannotStartError(f"--handler {name} needs {error.name}: pip install 'threadloom[cli]'") from None
         return chat()
@@ -37,10 +37,10 @@ def _imported(name: str) -> Handler:
     module_name, _, path = name.partition(":")
     if not module_name or not path:
         raise CannotStartError(
-            f"--handler {name!r} is no handler: give package.module:function, or {OPENAI_CHAT}, or {ECHO}."
+            f"--handler {name!r} is not a handler: use package.module:function, {OPENAI_CHAT} or {ECHO}."
         )
     if not sys.flags.safe_path and (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # the installed command finds what `python -m threadloom` finds
+        sys.path.insert(0, here)  # find the same modules as `python -m threadloom`
     try:
         module = import_module(module_name)
     except Exception as error:
@@ -48,16 +48,16 @@ def _imported(name: str) -> Handler:
     try:
         handler: Handler = reduce(getattr, path.split("."), module)  # type: ignore[assignment]
     except AttributeError:
-        raise CannotStartError(f"--handler {name!r} is not there: the module {module_name} has no {path}.") from None
+        raise CannotStartError(f"--handler {name!r} does not exist: the module {module_name} has no {path}.") from None
     if not callable(handler):
         raise CannotStartError(
-            f"--handler {name!r} is no handler: it must be an async function of one RunContext, "
-            f"and is of type {type(handler).__name__}."
+            f"--handler {name!r} is not a handler: it must be an async function that takes a RunContext, "
+            f"not {type(handler).__name__}."
         )
     try:
         check_handler(handler)
     except InvalidInputError as error:
-        raise CannotStartError(f"--handler {name!r} is no handler: {error}") from None
+        raise CannotStartError(f"--handler {name!r} is not a handler: {error}") from None
     return handler
 
 

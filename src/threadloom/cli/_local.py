@@ -1,4 +1,4 @@
-"""What keeps a server without keys to those who are on its machine."""
+"""Restricts a server without keys to its own machine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ __all__ = ["check_host_is_local", "only_local"]
 
 
 def check_host_is_local(host: str) -> None:
-    """Raise ``CannotStartError`` where others than this machine could reach ``host``."""
+    """Raise ``CannotStartError`` if other machines can reach ``host``."""
     try:
         found = {info[4][0] for info in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
-        raise CannotStartError(
-            f"--host {host!r} is not known here: give a name or an address of this machine."
-        ) from None
+        raise CannotStartError(f"--host {host!r} is unknown: use a name or an address of this machine.") from None
     if not all(ipaddress.ip_address(address).is_loopback for address in found):
         raise CannotStartError(
-            f"--host {host} can be reached from other machines, and without keys anyone there could use the server: "
+            f"Other machines can reach --host {host}, and without keys anyone there could use the server: "
             f"{HOW_TO_SET_KEYS}."
         )
 
@@ -34,11 +32,11 @@ def check_host_is_local(host: str) -> None:
 async def only_local(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Refuse what a page of the web sends by way of a browser on this machine."""
+    """Refuse requests that a foreign web page sends through a browser on this machine."""
     addresses = [f"//{request.headers.get('Host', 'localhost')}", request.headers.get("Origin", "//localhost")]
     if all(_is_local(address) for address in addresses):
         return await handler(request)
-    text = "Without keys, only programs on the server's own machine are served, and pages that come from it."
+    text = "Without API keys, the server accepts only programs and web pages on its own machine."
     error = {"message": text, "type": "invalid_request_error", "param": None, "code": None}
     return web.json_response({"error": error}, status=403)
 

@@ -1,4 +1,4 @@
-"""``threadloom serve``: the wire over HTTP, with a worker inside or worker processes beside it."""
+"""``threadloom serve``: serves a store over HTTP, with a worker in the process or in worker processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,27 @@ _LAST_ANSWERS_SECONDS = 5
 
 @frozen(kw_only=True)
 class ServeOptions:
-    """What the command line asks for; ``workers`` is none for a worker inside."""
+    """Options of the command line.
+
+    Attributes:
+        root: Directory of the store.
+
+        handler: Name of the handler.
+
+        host: Address to listen on.
+
+        port: Port to listen on. 0 for any free port.
+
+        workers: Number of worker processes. None for a worker in the server process.
+
+        concurrency: Maximum number of runs at a time in each process that executes runs.
+
+        durability: What a write survives.
+
+        on_busy: What to do with a new run if its thread has an active one.
+
+        api_keys_file: File with the keys of clients. None if there is none.
+    """
 
     root: Path
     handler: str
@@ -49,20 +69,20 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions) -> int:
-    """Serve until told to stop, and return the exit status."""
+    """Serve until SIGINT or SIGTERM, and return the exit status."""
     log_to_stderr()
     try:
         keys = read_keys(options.api_keys_file)
         if not keys:
             check_host_is_local(options.host)
         _check_root(options.root)
-        # Also where worker processes are going to do this for themselves: it is to fail here, and now.
+        # Worker processes load the handler too, but an error should stop the command here and now.
         opening = handler_named(options.handler)
         asyncio.run(_serve(options, keys, opening))
     except (CannotStartError, StoreError) as error:
         print(f"threadloom: {error}", file=sys.stderr)
         return _CANNOT_START
-    except KeyboardInterrupt:  # before the signals were heard here
+    except KeyboardInterrupt:  # before the signal handlers were installed
         return _INTERRUPTED
     return _STOPPED
 
@@ -72,9 +92,9 @@ def _check_root(root: Path) -> None:
     try:
         there = next(path for path in (root, *root.parents) if path.exists())
     except OSError as error:
-        raise CannotStartError(f"{root} cannot be looked at: {error.strerror}.") from None
+        raise CannotStartError(f"{root} cannot be read: {error.strerror}.") from None
     if not there.is_dir():
-        raise CannotStartError(f"{there} is no directory: give one for the store, or the name of a new one.")
+        raise CannotStartError(f"{there} is not a directory: use a directory of a store, or a new one.")
 
 
 async def _serve(options: ServeOptions, keys: tuple[str, ...], opening: AbstractAsyncContextManager[Handler]) -> None:
@@ -82,7 +102,7 @@ async def _serve(options: ServeOptions, keys: tuple[str, ...], opening: Abstract
         store = await stack.enter_async_context(FileStore(options.root, durability=options.durability))
         app = web.Application(middlewares=[] if keys else [only_local])
         app.add_subapp("/v1", create_app(store, api_keys=keys or None, on_busy=options.on_busy))
-        # A client that has gone is heard of at once, and what it had asked for is withdrawn or done whole.
+        # Notice at once when a client disconnects. Its request is then withdrawn, or completes.
         runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=_LAST_ANSWERS_SECONDS, lingering_time=0
         )
@@ -108,16 +128,16 @@ async def _serve(options: ServeOptions, keys: tuple[str, ...], opening: Abstract
 
 
 async def _listen(runner: web.AppRunner, options: ServeOptions) -> str:
-    """Listen, and return the address that clients are to be given."""
+    """Listen, and return the address for clients."""
     await runner.setup()
     try:
         await web.TCPSite(runner, options.host, options.port).start()
     except OSError as error:
-        # asyncio's own words repeat the address, and the errno, in the manner of a traceback.
+        # asyncio's own message repeats the address and the errno.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise CannotStartError(
             f"Cannot listen at {options.host}, port {options.port}: {reason}. "
-            "Give another --port, 0 for any that is free, or another --host."
+            "Use another --port, 0 for any free port, or another --host."
         ) from None
     host, port, *_ = runner.addresses[0]
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
@@ -131,10 +151,13 @@ def _stop_asked() -> asyncio.Event:
 
 
 async def _stop(crew: RunWorker | WorkerProcesses, runner: web.AppRunner) -> None:
-    """Let clients and runs come to an end, the runs quickly at a second signal; a third one is the system's."""
+    """Wait for clients and runs to finish.
+
+    A second signal ends the runs at once. A third one gets the default treatment of the system.
+    """
     loop = asyncio.get_running_loop()
     closing = asyncio.create_task(crew.close())
-    await asyncio.sleep(0)  # it has begun, and to cancel it is to make it quick
+    await asyncio.sleep(0)  # lets it start; cancelling it then ends the grace period
 
     def hurry() -> None:
         closing.cancel()
@@ -144,7 +167,7 @@ async def _stop(crew: RunWorker | WorkerProcesses, runner: web.AppRunner) -> Non
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, hurry)
-    print("Stopping. Runs that are not done go back to the queue; once more, and they do at once.", flush=True)
+    print("Stopping. Unfinished runs go back to the queue; a second signal requeues them at once.", flush=True)
     await runner.cleanup()
     await finish(closing)
     if not closing.cancelled():
@@ -154,7 +177,7 @@ async def _stop(crew: RunWorker | WorkerProcesses, runner: web.AppRunner) -> Non
 def _say_what_is_served(options: ServeOptions, address: str, *, is_open: bool) -> None:
     handler = options.handler
     if handler == ECHO:
-        handler += ", which says again what it is told (--handler gives another)"
+        handler += ", which repeats the user's message (use --handler to choose another)"
     print(f"Serving {options.root} at {address} (the base_url of clients). Handler: {handler}.", flush=True)
     if is_open:
-        print(f"Anyone on this machine can use it. To allow only some: {HOW_TO_SET_KEYS}.", flush=True)
+        print(f"Anyone on this machine can use it. To require keys, {HOW_TO_SET_KEYS}.", flush=True)

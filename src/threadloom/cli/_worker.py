@@ -1,4 +1,4 @@
-"""A worker process of ``threadloom serve``, which ends when its server does: ``python -m threadloom.cli._worker``."""
+"""A worker process of ``threadloom serve``, which ends with its server: ``python -m threadloom.cli._worker``."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Durability = Literal["power", "process"]
 
 _GRACE: Final = timedelta(seconds=10)
 STOP_PATIENCE: Final = _GRACE + timedelta(seconds=5)
-"""How long a process may take to stop before it is killed: handlers may ignore that they are cancelled."""
+"""How long a process may take to stop before it is killed. A handler may ignore its cancellation."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Work until told to stop, or until the server is gone."""
+    """Run a worker until SIGTERM, or until the server is gone."""
     server, root, handler, durability, concurrency = arguments
     threading.Thread(target=_end_with, args=(int(server),), daemon=True).start()
     log_to_stderr()
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     except (CannotStartError, StoreError) as error:
         print(f"threadloom: a worker process cannot start: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # told to be quick when it was almost done
+    except KeyboardInterrupt:  # a second signal while it was stopping
         return 0
     return 0
 
@@ -52,7 +52,10 @@ async def _work(
 
 
 def _end_with(server: int) -> None:
-    """Wait, in a thread that no handler holds up, until the server is gone; then stop in order, or else at once."""
+    """Wait in a thread, which no handler can block, until the server is gone.
+
+    Then stop in order, or exit after a delay.
+    """
     os.read(server, 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(STOP_PATIENCE.total_seconds())

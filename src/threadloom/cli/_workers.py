@@ -1,4 +1,4 @@
-"""Worker processes beside a server: started, replaced when they die, and stopped in order."""
+"""Worker processes of a server: started, replaced if they die, and stopped in order."""
 
 from __future__ import annotations
 
@@ -27,13 +27,23 @@ __all__ = ["WorkerOptions", "WorkerProcesses"]
 logger = logging.getLogger("threadloom")
 
 _PAUSES = RetryPolicy(first_delay=timedelta(milliseconds=100), max_delay=timedelta(minutes=1))
-_LONG_LIFE_SECONDS = 60  # after which a death says nothing about the next life
+_LONG_LIFE_SECONDS = 60  # a process that ran longer is restarted after the first, shortest pause
 _HURRY = timedelta(seconds=3)
 
 
 @frozen(kw_only=True)
 class WorkerOptions:
-    """What every worker process is told."""
+    """Options of every worker process.
+
+    Attributes:
+        root: Directory of the store.
+
+        handler: Name of the handler.
+
+        durability: What a write survives.
+
+        concurrency: Maximum number of runs at a time.
+    """
 
     root: Path
     handler: str
@@ -41,17 +51,22 @@ class WorkerOptions:
     concurrency: int
 
     def command(self, server: int) -> list[str]:
-        """Return the command line of a process that lives as long as nobody closes the pipe ``server``."""
+        """Return the command line of a process that lives until the pipe ``server`` is closed."""
         safe_path = ["-P"] if sys.flags.safe_path else []
         told = [str(server), str(self.root), self.handler, self.durability, str(self.concurrency)]
         return [sys.executable, *safe_path, "-m", "threadloom.cli._worker", *told]
 
 
 class WorkerProcesses:
-    """So many processes that each run a worker on a store of their own.
+    """Processes that each run a worker on a store of their own.
 
-    Within ``async with`` they are at work, and one that dies is replaced. ``stop`` and ``close`` are those of
-    ``RunWorker``. A process that does not end is killed, and whoever works on the store next takes its runs back.
+    They run inside ``async with``, and a process that dies is replaced. ``stop`` and ``close`` do the same as those of
+    ``RunWorker``. A process that does not stop is killed, and the next worker on the store reclaims its runs.
+
+    Args:
+        options: Options of every process.
+
+        count: Number of processes.
     """
 
     def __init__(self, options: WorkerOptions, count: int) -> None:
@@ -65,7 +80,7 @@ class WorkerProcesses:
 
     async def __aenter__(self) -> Self:
         """Start the processes."""
-        # Nobody writes to it. The system ends it with this process, however that dies, and the others read the end.
+        # Nobody writes to the pipe. The kernel closes it when this process dies, and the others read its end.
         self._pipe = os.pipe()
         self._keepers = [asyncio.create_task(self._keep(self._pipe[0])) for _ in range(self._count)]
         return self
@@ -77,7 +92,7 @@ class WorkerProcesses:
         await self.close()
 
     def stop(self) -> None:
-        """Ask all processes to stop, without waiting for it."""
+        """Ask all processes to stop, without waiting."""
         if not self._is_stopping.is_set():
             self._is_stopping.set()
             self._ask(signal.SIGTERM, kill_after=STOP_PATIENCE)
@@ -98,7 +113,7 @@ class WorkerProcesses:
             keeper.result()
 
     async def _keep(self, pipe: int) -> None:
-        """Keep one process alive."""
+        """Start one process, and start it again whenever it ends."""
         failures = 0
         while not self._is_stopping.is_set():
             started = time.monotonic()
@@ -109,15 +124,15 @@ class WorkerProcesses:
             if self._is_stopping.is_set():
                 return
             failures = failures + 1 if time.monotonic() - started < _LONG_LIFE_SECONDS else 1
-            logger.warning("worker process died", extra={"exit_status": status})
+            logger.warning("A worker process ended with exit status %s", status, extra={"exit_status": status})
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSES.delay_after(failures).total_seconds()):
                     await self._is_stopping.wait()
 
     async def _live(self, pipe: int) -> int:
-        """Start a process, and return its exit status, or minus the signal that it died of."""
+        """Start a process, and return its exit status, or minus the signal that killed it."""
         environment = {name: value for name, value in os.environ.items() if name != KEYS_VARIABLE}
-        # In a group of its own, so that Ctrl-C on a terminal reaches this process only, which passes it on once.
+        # In its own process group: Ctrl-C on a terminal reaches only the server, which passes it on once.
         process = await asyncio.create_subprocess_exec(
             *self._options.command(pipe), stdin=DEVNULL, pass_fds=(pipe,), process_group=0, env=environment
         )
@@ -130,7 +145,7 @@ class WorkerProcesses:
             self._living.remove(process)
 
     def _hurry(self) -> None:
-        """End the grace of handlers, by another signal than the first: two of one kind may arrive as one."""
+        """End the grace period with a different signal: two signals of one kind may arrive as one."""
         self._ask(signal.SIGINT, kill_after=_HURRY)
 
     def _ask(self, number: signal.Signals, *, kill_after: timedelta) -> None:

@@ -14,10 +14,9 @@ from threadloom.errors import (
     InvalidInputError,
     LeaseLostError,
     RunAlreadyExistsError,
-    SerializationError,
 )
-from threadloom.lifecycle import RunWrite
 from threadloom.models import Message, MessageStatus, Run, RunStatus
+from threadloom.records import RunWrite
 from threadloom.store import Claim, ThreadStore
 from threadloom.testing._stage import (
     LIVE,
@@ -123,7 +122,7 @@ class BusyConformance(Stage):
             assert await texts(view, run.thread_id) == ["hello"]
 
     @pytest.mark.parametrize("status", TERMINAL)
-    async def test_a_run_that_is_settled_rejects_no_message(self, store: ThreadStore, status: RunStatus) -> None:
+    async def test_a_terminal_run_rejects_no_message(self, store: ThreadStore, status: RunStatus) -> None:
         run = await new_run(store, status=status)
         await new_run(store)  # in another thread
         await store.append_message(run.thread_id, Message.user(run.thread_id, "hello"), on_busy="reject")
@@ -157,7 +156,7 @@ class BusyConformance(Stage):
         before = await picture(store)
         many: Any = "many"
         bad = attrs.evolve(Run.new(claim.run.thread_id, model="any"), max_prompt_tokens=many)
-        with pytest.raises(SerializationError):
+        with pytest.raises(InvalidInputError):
             await store.create_run(claim.run.thread_id, bad, on_busy=way)
         async for view in self.views(store):
             assert await picture(view) == before
@@ -230,17 +229,17 @@ class BusyConformance(Stage):
         work = await working_run(store, "half a ")
         thread_id = work.run.thread_id
         waiting = [await new_run(store, thread_id) for _ in range(2)]
-        settled = [await new_run(store, thread_id, status=status) for status in TERMINAL]
+        ended = [await new_run(store, thread_id, status=status) for status in TERMINAL]
         elsewhere = await new_run(store)
         run = await superseded(store, thread_id, way)
         async for view in self.views(store):
             assert [(old.id, old.status) for old in await view.list_runs(thread_id)] == [
                 (work.run.id, RunStatus.CANCELLING),
                 *((old.id, RunStatus.CANCELLED) for old in waiting),
-                *((old.id, old.status) for old in settled),
+                *((old.id, old.status) for old in ended),
                 (run.id, RunStatus.QUEUED),
             ]
-            for old in settled:
+            for old in ended:
                 assert await view.get_run(thread_id, old.id) == old
             assert await view.get_run(elsewhere.thread_id, elsewhere.id) == elsewhere
 

@@ -10,17 +10,24 @@ import attrs
 import pytest
 from attrs import frozen
 
-from threadloom.checks import IdempotencyKey
 from threadloom.errors import ThreadNotFoundError
 from threadloom.events import MessageDelta
-from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import Message, Run, RunStatus, RunStep, RunStepStatus, Thread
+from threadloom.records import Lease, RunWrite
 from threadloom.store import ThreadStore
-from threadloom.testing._stage import Stage, announced, picture, spin, thread_picture, working_run
+from threadloom.testing._stage import (
+    PARTS,
+    Stage,
+    announced,
+    duration_of,
+    let_pass,
+    picture,
+    thread_picture,
+    working_run,
+)
+from threadloom.validation import IdempotencyKey
 
 __all__ = ["CancellationConformance"]
-
-TICKS = (*range(8), 10, 15, 25, 50, 100)
 
 
 @frozen
@@ -139,14 +146,14 @@ class CancellationConformance(Stage):
     ) -> None:
         model = await set_up(store, "tag00")
         nothing = await show(store, model)
-        await write(store, model)
+        duration = await duration_of(write(store, model))
         whole = await show(store, model)
         scenes = [model]
-        for n, ticks in enumerate(TICKS, start=1):
+        for n, part in enumerate(PARTS, start=1):
             scene = await set_up(store, f"tag{n:02}")
             scenes.append(scene)
             writing = asyncio.ensure_future(write(store, scene))
-            await spin(ticks)
+            await let_pass(part * duration)
             writing.cancel()
             await asyncio.wait([writing])
             left = await show(store, scene)
@@ -157,10 +164,11 @@ class CancellationConformance(Stage):
             assert [await show(view, scene) for scene in scenes] == [whole] * len(scenes)
 
     async def test_g7_a_cancelled_creation_happens_whole_or_not_at_all(self, store: ThreadStore) -> None:
-        for n, ticks in enumerate(TICKS):
+        duration = await duration_of(store.create_thread(Thread.new(id="thread_model")))
+        for n, part in enumerate(PARTS):
             thread = Thread.new(id=f"thread_{n}", metadata={"k": "v"})
             writing = asyncio.create_task(store.create_thread(thread))
-            await spin(ticks)
+            await let_pass(part * duration)
             writing.cancel()
             await asyncio.wait([writing])
             if thread.id in list(await store.list_thread_ids()):
@@ -169,30 +177,32 @@ class CancellationConformance(Stage):
                 assert writing.cancelled()
                 await store.create_thread(thread)
         async for view in self.views(store):
-            assert len(await view.list_threads()) == len(TICKS)
+            assert len(await view.list_threads()) == len(PARTS) + 1
 
     async def test_g7_cancelling_one_of_many_writers_disturbs_no_other(self, store: ThreadStore) -> None:
         thread = await store.create_thread(Thread.new())
-        for ticks in TICKS:
+        duration = await duration_of(store.append_message(thread.id, Message.user(thread.id, "first")))
+        for part in PARTS:
             writers = [
-                asyncio.create_task(store.append_message(thread.id, Message.user(thread.id, f"{ticks} {n}")))
+                asyncio.create_task(store.append_message(thread.id, Message.user(thread.id, f"{part} {n}")))
                 for n in range(10)
             ]
-            await spin(ticks)
+            await let_pass(part * duration)
             for writer in writers[::2]:
                 writer.cancel()
             await asyncio.wait(writers)
             assert not any(writer.cancelled() for writer in writers[1::2])
         async for view in self.views(store):
             said = [message.text for message in await view.list_messages(thread.id)]
-            assert {f"{ticks} {n}" for ticks in TICKS for n in range(1, 10, 2)} <= set(said)
+            assert {f"{part} {n}" for part in PARTS for n in range(1, 10, 2)} <= set(said)
             assert len(set(said)) == len(said)
 
     async def test_g7_cancelled_reads_disturb_nobody(self, store: ThreadStore) -> None:
         work = await working_run(store, "half a ")
         thread_id, run_id = work.run.thread_id, work.run.id
         before = await picture(store)
-        for ticks in TICKS:
+        duration = await duration_of(store.list_messages(thread_id, seen_by=run_id))
+        for part in PARTS:
             reads = [
                 asyncio.ensure_future(read)
                 for read in (
@@ -206,7 +216,7 @@ class CancellationConformance(Stage):
                     store.wait_for_stop(work.lease),
                 )
             ]
-            await spin(ticks)
+            await let_pass(part * duration)
             for reading in reads:
                 reading.cancel()
             await asyncio.wait(reads)

@@ -1,4 +1,4 @@
-"""The conformance suite: what every store has to do, as tests that a store's own test class inherits."""
+"""The conformance suite: what every store must do, as tests that its own test class inherits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from threadloom.testing._busy import BusyConformance
 from threadloom.testing._cancellation import CancellationConformance
 from threadloom.testing._events import EventConformance
 from threadloom.testing._expiry import ExpiryConformance
+from threadloom.testing._finalization import FinalizationConformance
 from threadloom.testing._ids import NameConformance
 from threadloom.testing._keys import KeyConformance
 from threadloom.testing._leases import LeaseConformance
@@ -15,7 +16,6 @@ from threadloom.testing._pages import CursorConformance, PageConformance
 from threadloom.testing._queue import QueueConformance
 from threadloom.testing._rollback import RollbackConformance
 from threadloom.testing._runs import RunConformance
-from threadloom.testing._settlement import SettlementConformance
 from threadloom.testing._statuses import StatusConformance
 from threadloom.testing._steps import StepConformance
 from threadloom.testing._threads import ThreadConformance
@@ -36,7 +36,7 @@ class StoreConformance(
     StepConformance,
     QueueConformance,
     LeaseConformance,
-    SettlementConformance,
+    FinalizationConformance,
     EventConformance,
     ToolConformance,
     PageConformance,
@@ -45,20 +45,32 @@ class StoreConformance(
     KeyConformance,
     CancellationConformance,
 ):
-    """Everything that ``ThreadStore`` promises, as tests: a store's test class inherits them and opens the store.
+    """Everything that ``ThreadStore`` promises, as tests that the test class of a store inherits.
 
         class TestMyStore(StoreConformance):
             async def open_store(self, clock: ManualClock) -> ThreadStore:
                 return await MyStore.open(clock=clock)
 
-    ``open_store`` returns a new, empty store that is open. What is true of the open store is asked again of one that
-    was just opened on the same data: ``fresh``, an async context manager, closes the store and opens it again, until
-    it is told how to open another one. ``beside`` is for stores that can be open twice on the same data, in one process
-    or several: it yields the second, and until it is told how, the store itself. A name of a test begins with the
-    number of the promise it is about, where it is about one.
+    ``open_store`` returns an open store without any data. A backend with a slow set-up, such as a server, pays for it
+    once a session: a fixture of the session sets it up, an ``autouse`` fixture hands it to the test, and ``open_store``
+    only empties it or takes a new namespace in it.
 
-    Each test ends with a ``check`` of the store, which has to be clean.
+            @pytest.fixture(autouse=True)
+            def use_server(self, server: Server) -> None:  # a fixture with scope="session"
+                self.server = server
 
-    The tests are for pytest and pytest-asyncio, in its mode ``auto`` (or with the mark ``asyncio`` on the class), and
-    none takes longer than its store does: time is a ``ManualClock``.
+            async def open_store(self, clock: ManualClock) -> ThreadStore:
+                return await MyStore.open(self.server.url, schema=await self.server.new_schema(), clock=clock)
+
+    Most tests ask the open store, and then a store that was just opened on the same data: ``fresh``, an async context
+    manager, closes the store and opens it again; override it to open another one. ``beside`` yields a second store that
+    is open on the same data at the same time; override it where there can be one, in this process or another. Until
+    then it yields the store itself.
+
+    A test that is about one promise begins with its number. Each test ends with a ``check`` of the store, which must
+    find nothing.
+
+    The tests are for pytest and pytest-asyncio, in its mode ``auto`` or with the mark ``asyncio`` on the class. They
+    use public methods only, and assume neither files nor one process. Time is a ``ManualClock``; a test that makes sure
+    that something goes on waiting takes a fiftieth of a second for it.
     """

@@ -10,9 +10,9 @@ import attrs
 import pytest
 
 from threadloom.errors import StoreClosedError, ThreadNotFoundError
-from threadloom.events import EventType, MessageDelta, RunEvent
-from threadloom.lifecycle import RunWrite
+from threadloom.events import Checkpoint, EventType, MessageDelta, RunEvent
 from threadloom.models import MessageStatus, Run, RunStatus, TextContent
+from threadloom.records import RunWrite
 from threadloom.store import ThreadStore
 from threadloom.testing._stage import (
     PATIENCE,
@@ -27,7 +27,7 @@ from threadloom.testing._stage import (
     new_claim,
     new_run,
     picture,
-    spin,
+    still_waiting,
     working_run,
 )
 
@@ -116,11 +116,10 @@ class EventConformance(Stage):
         run = await new_run(store)
         async with asyncio.timeout(PATIENCE), self.beside(store) as other, asyncio.TaskGroup() as tasks:
             readers = [tasks.create_task(all_events((store, other)[n % 2], run)) for n in range(4)]
-            await spin()
+            await still_waiting(*readers)
             claim = await store.claim_run("worker_1")
-            await spin()
             readers.append(tasks.create_task(all_events(other, run)))
-            assert not any(reader.done() for reader in readers)
+            await still_waiting(*readers)
             await store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
         expected = ["run.created", "run.queued", "run.in_progress", "run.completed"]
         assert [names(reader.result()) for reader in readers] == [expected] * 5
@@ -145,7 +144,7 @@ class EventConformance(Stage):
         for last in (EventType.RUN_CREATED, EventType.MESSAGE_DELTA):
             await events_until(store, work.run, last)
         reading = asyncio.create_task(all_events(store, work.run))
-        await spin()
+        await still_waiting(reading)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
@@ -170,9 +169,9 @@ class EventConformance(Stage):
         async with asyncio.timeout(PATIENCE):
             reading = asyncio.create_task(all_events(store, claim.run))
             await store.write_run(claim.lease, RunWrite(status=RunStatus.REQUIRES_ACTION))
-            await spin()
+            await still_waiting(reading)
             await store.update_run_status(claim.run.thread_id, claim.run.id, RunStatus.QUEUED)
-            await spin()
+            await still_waiting(reading)
             await store.request_cancel(claim.run.thread_id, claim.run.id)
             assert names(await reading) == [
                 *("run.created", "run.queued", "run.in_progress"),
@@ -183,7 +182,7 @@ class EventConformance(Stage):
         run = await new_run(store)
         async with asyncio.timeout(PATIENCE), self.beside(store) as other:
             reading = asyncio.create_task(all_events(store, run))
-            await spin()
+            await still_waiting(reading)
             await other.delete_thread(run.thread_id, force=True)
             with pytest.raises(ThreadNotFoundError):
                 await reading
@@ -192,10 +191,23 @@ class EventConformance(Stage):
         run = await new_run(store)
         async with asyncio.timeout(PATIENCE):
             reading = asyncio.create_task(all_events(store, run))
-            await spin()
+            await still_waiting(reading)
             await store.close()
             with pytest.raises(StoreClosedError):
                 await reading
+
+    async def test_events_are_read_batch_by_batch_without_waiting(self, store: ThreadStore) -> None:
+        claim = await new_claim(store)
+        thread_id, run_id = claim.run.thread_id, claim.run.id
+        first = await every_event(store, claim.run)
+        position = (await store.read_events(thread_id, run_id)).position
+        nothing = await store.read_events(thread_id, run_id, position=position)
+        assert (list(nothing.events), nothing.is_all) == ([], True)
+        await store.write_run(claim.lease, RunWrite(items=(Checkpoint("plan", [1]),), status=RunStatus.COMPLETED))
+        later = await store.read_events(thread_id, run_id, position=nothing.position)
+        assert [event.type for event in later.events] == [EventType.CHECKPOINT, EventType.RUN_COMPLETED]
+        async for view in self.views(store):
+            assert await every_event(view, claim.run) == [*first, *later.events]
 
     async def test_a_slow_reader_holds_up_no_writer(self, store: ThreadStore) -> None:
         work = await working_run(store)

@@ -20,8 +20,8 @@ from threadloom.errors import (
     StoreClosedError,
     ThreadNotFoundError,
 )
-from threadloom.lifecycle import RunWrite
 from threadloom.models import Assistant, Message, Run, RunStatus, RunStep, RunStepStatus, Thread
+from threadloom.records import RunWrite
 from threadloom.store import ThreadStore
 from threadloom.testing._stage import NOT_IDS, Stage, new_claim, new_step, picture, say
 
@@ -67,10 +67,11 @@ RUN_CALLS: Calls = {
         thread, run, RunStep.tool_calls(thread_id=thread, run_id=run)
     ),
     "list_steps": lambda store, thread, run: store.list_steps(thread, run),
-    "settle_run": lambda store, thread, run: store.settle_run(thread, run),
+    "finalize_run": lambda store, thread, run: store.finalize_run(thread, run),
     "submit_tool_outputs": lambda store, thread, run: store.submit_tool_outputs(thread, run, []),
     "get_checkpoints": lambda store, thread, run: store.get_checkpoints(thread, run),
     "events": first_event,
+    "read_events": lambda store, thread, run: store.read_events(thread, run),
 }
 STEP_CALLS: Calls = {
     "get_step": lambda store, thread, run, step: store.get_step(thread, run, step),
@@ -121,6 +122,7 @@ NEW_CALLS: Calls = {
     ),
     "claim_run": lambda store, _, __, bad: store.claim_run(bad),
     "try_claim_run": lambda store, _, __, bad: store.try_claim_run(bad),
+    "try_claim_runs": lambda store, _, __, bad: store.try_claim_runs(bad, 2),
 }
 
 

@@ -10,11 +10,11 @@ import attrs
 import pytest
 from attrs import frozen
 
-from threadloom.checks import IdempotencyKey
-from threadloom.errors import ConflictError, IdempotencyKeyReusedError, InvalidInputError, SerializationError
+from threadloom.errors import ConflictError, IdempotencyKeyReusedError, InvalidInputError
 from threadloom.models import Assistant, Message, Run, RunStatus, Thread
 from threadloom.store import ThreadStore
 from threadloom.testing._stage import NOT_TEXT, Stage, new_thread, picture, scribble
+from threadloom.validation import IdempotencyKey
 
 __all__ = ["KeyConformance"]
 
@@ -180,7 +180,7 @@ class KeyConformance(Stage):
     ) -> None:
         thread, kind = await new_thread(store), KINDS[name]
         before = await kind.ids(store, thread.id)
-        with pytest.raises(SerializationError):
+        with pytest.raises(InvalidInputError):
             await kind.create(store, thread.id, KEY, created_at="today")
         async for view in self.views(store):
             assert await kind.ids(view, thread.id) == before

@@ -18,7 +18,6 @@ from threadloom.errors import (
     LeaseLostError,
 )
 from threadloom.events import MessageDelta, StepDelta
-from threadloom.lifecycle import RunWrite
 from threadloom.models import (
     FunctionCall,
     IncompleteDetails,
@@ -35,6 +34,7 @@ from threadloom.models import (
     ToolCalls,
     Usage,
 )
+from threadloom.records import RunWrite
 from threadloom.store import ThreadStore
 from threadloom.testing._clock import ManualClock
 from threadloom.testing._queue import claimed
@@ -50,7 +50,7 @@ from threadloom.testing._stage import (
     new_step,
     picture,
     scribble,
-    spin,
+    still_waiting,
     working_run,
 )
 
@@ -264,7 +264,6 @@ class LeaseConformance(Stage):
         clock.step_wall_clock(timedelta(hours=hours))
         async with self.beside(store) as other:
             assert await claimed(other, "worker_2") is None
-            await spin()
             assert await other.check_lease(claim.lease) == claim.run
         run = await store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED))
         assert (run.status, run.attempt) == (RunStatus.COMPLETED, 1)
@@ -371,10 +370,8 @@ class LeaseConformance(Stage):
         claim = await new_claim(store)
         async with asyncio.timeout(PATIENCE), self.beside(store) as other:
             waiting = asyncio.create_task(store.wait_for_stop(claim.lease))
-            await spin()
             await other.update_run(claim.run.thread_id, claim.run.id, metadata={"not": "this"})
-            await spin()
-            assert not waiting.done()
+            await still_waiting(waiting)
             await other.request_cancel(claim.run.thread_id, claim.run.id)
             await waiting
             await store.wait_for_stop(claim.lease)
@@ -385,7 +382,7 @@ class LeaseConformance(Stage):
         thread_id, run_id = claim.run.thread_id, claim.run.id
         async with asyncio.timeout(PATIENCE), self.beside(store) as other:
             waiting = asyncio.create_task(store.wait_for_stop(claim.lease))
-            await spin()
+            await still_waiting(waiting)
             if how == "forced":
                 await other.force_update_run_status(thread_id, run_id, RunStatus.IN_PROGRESS)
             elif how == "by_hand":

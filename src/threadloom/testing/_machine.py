@@ -14,10 +14,8 @@ import attrs
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
-from threadloom.checks import KEEP, IdempotencyKey
 from threadloom.errors import ActiveRunError, ThreadloomError
 from threadloom.events import Checkpoint, MessageDelta, RunEvent
-from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import (
     Assistant,
     FunctionCall,
@@ -37,9 +35,11 @@ from threadloom.models import (
     Usage,
 )
 from threadloom.pages import Page
+from threadloom.records import Lease, RunWrite
 from threadloom.store import Claim, ThreadStore
 from threadloom.testing._clock import ManualClock
 from threadloom.testing._stage import announced, check_is_clean, every_event
+from threadloom.validation import KEEP, IdempotencyKey
 
 __all__ = ["StoreMachine", "store_machine"]
 
@@ -79,8 +79,7 @@ some_tokens = st.none() | st.builds(lambda tokens: Usage(tokens, 0, tokens), st.
 class StoreMachine(RuleBasedStateMachine):
     """Drives a store and an oracle with the same operations, the same ids and one clock.
 
-    Left out of the comparison is what a store may choose for itself: tokens of leases, and how it counts the messages
-    that were there before a run.
+    Left out of the comparison is what a store may choose for itself: the tokens and ``liveness_id`` of leases.
     """
 
     make_store: ClassVar[MakeStore]
@@ -277,9 +276,9 @@ class StoreMachine(RuleBasedStateMachine):
         self._do(lambda store: store.submit_tool_outputs(*run, [ToolOutput(id_, id_) for id_ in ids]))
 
     @rule(run=runs)
-    def settle_run(self, run: RunIds) -> None:
-        """Settle a run, which changes nothing."""
-        self._do(lambda store: store.settle_run(*run))
+    def finalize_run(self, run: RunIds) -> None:
+        """Finalize a run, which changes nothing."""
+        self._do(lambda store: store.finalize_run(*run))
 
     @rule(run=runs)
     def read_run(self, run: RunIds) -> None:
@@ -323,6 +322,15 @@ class StoreMachine(RuleBasedStateMachine):
             return multiple()
         self._leases.append((mine.lease, other.lease))
         return self._leases[-1]
+
+    @rule(target=leases, limit=st.integers(1, 3), adopt=st.booleans())
+    def claim_runs(self, limit: int, *, adopt: bool) -> Any:
+        """Claim several runs together."""
+        mine, other = self._do(lambda store: store.try_claim_runs("worker_2", limit, adopt=adopt))
+        sides = zip(cast("list[Claim]", mine), cast("list[Claim]", other), strict=True)
+        made = [(one.lease, another.lease) for one, another in sides]
+        self._leases += made
+        return multiple(*made)
 
     @rule(lease=leases)
     def check_lease(self, lease: Leases) -> None:
@@ -564,10 +572,8 @@ def _comparable(value: object) -> object:
             compared = [_comparable(item) for item in value]
         case RunEvent():
             compared = value.number, value.type, value.created_at, _comparable(value.data)
-        case Run():
-            compared = attrs.evolve(value, messages_before=None)
         case Claim():
-            compared = _comparable(value.run), attrs.evolve(value.lease, token="", life=""), value.has_past
+            compared = _comparable(value.run), attrs.evolve(value.lease, token="", liveness_id=""), value.has_past
     return compared
 
 

@@ -16,7 +16,6 @@ from threadloom.errors import (
     MessageNotFoundError,
     RunNotFoundError,
 )
-from threadloom.lifecycle import RunWrite
 from threadloom.models import (
     Content,
     ImageFileContent,
@@ -30,6 +29,7 @@ from threadloom.models import (
     TextContent,
     UnknownObject,
 )
+from threadloom.records import RunWrite
 from threadloom.store import ThreadStore
 from threadloom.testing._clock import ManualClock
 from threadloom.testing._stage import (
@@ -379,7 +379,7 @@ class MessageConformance(Stage):
             assert await texts(view, thread.id, after=cursor, order="desc") == ["one"]
             assert await texts(view, thread.id, before=cursor, order="desc", limit=1) == ["three"]
 
-    async def test_a_message_of_a_settled_run_may_be_brought_in(self, store: ThreadStore) -> None:
+    async def test_a_message_of_a_terminal_run_may_be_brought_in(self, store: ThreadStore) -> None:
         run = await new_run(store, status=RunStatus.COMPLETED)
         message = Message.assistant(run.thread_id, "history", run_id=run.id)
         await store.append_message(run.thread_id, message)

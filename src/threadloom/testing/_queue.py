@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import attrs
 import pytest
 
-from threadloom.errors import (
-    StoreClosedError,
-)
-from threadloom.lifecycle import RunWrite
+from threadloom.errors import InvalidInputError, StoreClosedError
 from threadloom.models import (
     Run,
     RunError,
@@ -20,20 +18,23 @@ from threadloom.models import (
     RunStepStatus,
     Thread,
 )
+from threadloom.records import RunWrite
 from threadloom.store import Claim, ThreadStore
 from threadloom.testing._clock import ManualClock
 from threadloom.testing._stage import (
+    PARTS,
     PATIENCE,
     TERMINAL,
     Stage,
+    duration_of,
     every_event,
+    let_pass,
     names,
     new_claim,
     new_run,
     new_step,
     new_thread,
-    spin,
-    until,
+    still_waiting,
 )
 
 __all__ = ["QueueConformance", "claimed"]
@@ -48,7 +49,7 @@ async def claimed(store: ThreadStore, worker_id: str = "worker_1") -> str | None
 
 
 async def finish(store: ThreadStore, run: Run) -> None:
-    """Settle a run by hand."""
+    """End a run by hand."""
     await store.force_update_run_status(run.thread_id, run.id, RunStatus.COMPLETED)
 
 
@@ -120,7 +121,7 @@ class QueueConformance(Stage):
         assert taken == [run.id for run in runs]
 
     @pytest.mark.parametrize("status", [RunStatus.IN_PROGRESS, RunStatus.REQUIRES_ACTION, RunStatus.CANCELLING])
-    async def test_a_run_that_is_not_settled_keeps_its_threads_turn(
+    async def test_a_run_that_is_not_terminal_keeps_its_threads_turn(
         self, store: ThreadStore, status: RunStatus
     ) -> None:
         first = await new_run(store)
@@ -175,9 +176,7 @@ class QueueConformance(Stage):
         await store.write_run(claim.lease, RunWrite(status=RunStatus.QUEUED, retry_at=retry_at))
         async with asyncio.timeout(PATIENCE):
             waiting = asyncio.create_task(store.claim_run("worker_2"))
-            await until(lambda: clock.sleepers > 0)
-            await spin()
-            assert not waiting.done()
+            await still_waiting(waiting)
             clock.advance(timedelta(seconds=10))
             again = await waiting
         assert (again.run.id, again.lease.attempt) == (claim.run.id, 1)
@@ -265,8 +264,7 @@ class QueueConformance(Stage):
         run = await new_run(store, status=RunStatus.REQUIRES_ACTION)
         async with asyncio.timeout(PATIENCE):
             waiting = asyncio.create_task(store.claim_run("worker_1", adopt=True))
-            await spin()
-            assert not waiting.done()
+            await still_waiting(waiting)
             await store.update_run_status(run.thread_id, run.id, RunStatus.IN_PROGRESS)
             assert (await waiting).run.id == run.id
 
@@ -274,36 +272,59 @@ class QueueConformance(Stage):
         thread = await new_thread(store)
         async with asyncio.timeout(PATIENCE), self.beside(store) as other, asyncio.TaskGroup() as tasks:
             waiting = [tasks.create_task(store.claim_run(f"worker_{n}")) for n in range(3)]
-            await spin()
-            assert not any(task.done() for task in waiting)
+            await still_waiting(*waiting)
             runs = [await new_run(other, thread.id), await new_run(other), await new_run(other)]
         assert {task.result().run.id for task in waiting} == {run.id for run in runs}
 
-    @pytest.mark.parametrize("how", ["settled", "deleted", "given_back", "forced"])
+    @pytest.mark.parametrize("how", ["ended", "deleted", "given_back", "forced"])
     async def test_g3_who_waits_for_a_run_hears_when_a_thread_is_free_again(self, store: ThreadStore, how: str) -> None:
         claim = await new_claim(store)
         queued = await new_run(store, claim.run.thread_id)
         freeing: dict[str, Callable[[], Awaitable[object]]] = {
-            "settled": lambda: store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED)),
+            "ended": lambda: store.write_run(claim.lease, RunWrite(status=RunStatus.COMPLETED)),
             "deleted": lambda: store.delete_thread(claim.run.thread_id, force=True),
             "given_back": lambda: store.write_run(claim.lease, RunWrite(status=RunStatus.QUEUED)),
             "forced": lambda: finish(store, claim.run),
         }
         async with asyncio.timeout(PATIENCE):
             waiting = asyncio.create_task(store.claim_run("worker_2"))
-            await spin()
-            assert not waiting.done()
+            await still_waiting(waiting)
             await freeing[how]()
             if how == "deleted":
                 queued = await new_run(store)
             taken = (await waiting).run.id
         assert taken == (claim.run.id if how == "given_back" else queued.id)
 
+    async def test_claims_made_together_are_those_made_one_after_the_other(self, store: ThreadStore) -> None:
+        first = await new_run(store)
+        await new_run(store, first.thread_id)
+        second, third, fourth = [await new_run(store) for _ in range(3)]
+        claims = await store.try_claim_runs("worker_1", 3)
+        assert [claim.run.id for claim in claims] == [first.id, second.id, third.id]
+        for claim in claims:
+            assert await store.check_lease(claim.lease) == claim.run
+        async for view in self.views(store):
+            (claim,) = await view.try_claim_runs("worker_2", 3)
+            assert claim.run.id == fourth.id
+            assert await view.try_claim_runs("worker_3", 3) == []
+            await view.write_run(claim.lease, RunWrite(status=RunStatus.QUEUED))
+
+    @pytest.mark.parametrize("limit", [0, -1, True, 1.5, "1", None])
+    async def test_claims_are_asked_for_in_a_whole_number_from_one_up(self, store: ThreadStore, limit: Any) -> None:
+        run = await new_run(store)
+        with pytest.raises(InvalidInputError):
+            await store.try_claim_runs("worker_1", limit)
+        async for view in self.views(store):
+            assert await view.get_run(run.thread_id, run.id) == run
+
     async def test_g7_a_claim_that_is_cancelled_leaks_no_lease(self, store: ThreadStore) -> None:
-        for ticks in [*range(12), 20, 40, 80]:
+        first = await new_run(store)
+        duration = await duration_of(store.claim_run("worker_1"))
+        await finish(store, first)
+        for part in PARTS:
             run = await new_run(store)
             claiming = asyncio.create_task(store.claim_run("worker_1"))
-            await spin(ticks)
+            await let_pass(part * duration)
             claiming.cancel()
             outcome: Claim | BaseException
             (outcome,) = await asyncio.gather(claiming, return_exceptions=True)
@@ -318,12 +339,11 @@ class QueueConformance(Stage):
 
     async def test_g7_a_claim_that_is_cancelled_while_it_waits_takes_nothing(self, store: ThreadStore) -> None:
         waiting = asyncio.create_task(store.claim_run("worker_1"))
-        await spin()
+        await still_waiting(waiting)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         run = await new_run(store)
-        await spin()
         async for view in self.views(store):
             assert await view.get_run(run.thread_id, run.id) == run
         async with self.fresh(store) as again:
@@ -332,7 +352,7 @@ class QueueConformance(Stage):
     async def test_who_waits_for_a_run_hears_that_the_store_is_closed(self, store: ThreadStore) -> None:
         async with asyncio.timeout(PATIENCE):
             waiting = asyncio.create_task(store.claim_run("worker_1"))
-            await spin()
+            await still_waiting(waiting)
             await store.close()
             with pytest.raises(StoreClosedError):
                 await waiting

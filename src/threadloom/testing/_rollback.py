@@ -8,8 +8,8 @@ import attrs
 import pytest
 
 from threadloom.errors import MessageNotFoundError
-from threadloom.lifecycle import RunWrite
 from threadloom.models import IncompleteDetails, Message, MessageStatus, Run, RunStatus, TextContent, Thread
+from threadloom.records import RunWrite
 from threadloom.store import ThreadStore
 from threadloom.testing._busy import for_every_end, reply, superseded, texts
 from threadloom.testing._stage import (
@@ -133,13 +133,13 @@ class RollbackConformance(Stage):
             assert (old.status, old.is_rolled_back) == (RunStatus.CANCELLED, True)
             assert await texts(view, work.run.thread_id) == []
 
-    async def test_settling_a_rolled_back_run_keeps_nothing(self, store: ThreadStore) -> None:
+    async def test_finalizing_a_rolled_back_run_keeps_nothing(self, store: ThreadStore) -> None:
         work = await working_run(store, "half a ")
         await superseded(store, work.run.thread_id, "rollback")
         await store.write_run(work.lease, RunWrite(status=RunStatus.CANCELLED))
         before = await picture(store)
         async for view in self.views(store):
-            await view.settle_run(work.run.thread_id, work.run.id)
+            await view.finalize_run(work.run.thread_id, work.run.id)
             assert await picture(view) == before
 
     async def test_a_message_that_is_added_to_a_rolled_back_run_by_hand_is_kept(self, store: ThreadStore) -> None:

@@ -254,7 +254,7 @@ class RunConformance(Stage):
             assert await view.get_run(run.thread_id, run.id) == written
 
     @pytest.mark.parametrize("status", TERMINAL)
-    async def test_a_settled_run_still_takes_metadata(self, store: ThreadStore, status: RunStatus) -> None:
+    async def test_a_terminal_run_still_takes_metadata(self, store: ThreadStore, status: RunStatus) -> None:
         run = await new_run(store, status=status)
         await store.update_run(run.thread_id, run.id, metadata={"note": "kept"})
         async for view in self.views(store):

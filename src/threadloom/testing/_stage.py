@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
@@ -12,11 +12,11 @@ import pytest
 import pytest_asyncio
 from attrs import frozen
 
+from threadloom.check_report import ProblemKind
 from threadloom.events import EventType, MessageDelta, RunEvent
-from threadloom.lifecycle import Lease, RunWrite
 from threadloom.models import Message, MessageStatus, Run, RunStatus, RunStep, Thread
 from threadloom.pages import Page
-from threadloom.report import ProblemKind
+from threadloom.records import Lease, RunWrite
 from threadloom.store import Claim, ThreadStore
 from threadloom.testing._clock import ManualClock
 
@@ -24,6 +24,7 @@ __all__ = [
     "LIVE",
     "NOT_IDS",
     "NOT_TEXT",
+    "PARTS",
     "PATIENCE",
     "TERMINAL",
     "TEXTS",
@@ -32,9 +33,11 @@ __all__ = [
     "Work",
     "announced",
     "check_is_clean",
+    "duration_of",
     "events_until",
     "every_event",
     "follow",
+    "let_pass",
     "names",
     "new_claim",
     "new_run",
@@ -43,13 +46,15 @@ __all__ = [
     "picture",
     "say",
     "scribble",
-    "spin",
+    "still_waiting",
     "thread_picture",
     "until",
     "working_run",
 ]
 
-PATIENCE: Final = 10.0  # seconds after which a test that waits for something has failed
+PATIENCE: Final = 30.0  # seconds after which a test that waits for something has failed
+A_MOMENT: Final = 0.02  # seconds for which a test makes sure that nothing happens
+PARTS: Final = tuple(n / 8 for n in range(13))  # of the time that a write takes: when to cancel it
 TERMINAL: Final = tuple(status for status in RunStatus if status.is_terminal)
 LIVE: Final = tuple(status for status in RunStatus if not status.is_terminal)
 
@@ -195,9 +200,10 @@ async def every_event(store: ThreadStore, run: Run) -> list[RunEvent]:
     events: list[RunEvent] = []
     position: Any = None
     while True:
-        more, position, is_all = await store._read_events(run.thread_id, run.id, position)  # noqa: SLF001 - the seam's own
-        events += more
-        if is_all:
+        batch = await store.read_events(run.thread_id, run.id, position=position)
+        position = batch.position
+        events += batch.events
+        if batch.is_all:
             return events
 
 
@@ -256,14 +262,28 @@ def scribble(*handed_out: Any) -> None:
         mapping["changed"] = "out"
 
 
-async def spin(ticks: int = 50) -> None:
-    """Let the other tasks of the loop go on for some ticks."""
-    for _ in range(ticks):
+async def still_waiting(*tasks: asyncio.Task[Any]) -> None:
+    """Require that tasks go on waiting: none of them ends within a moment."""
+    done, _ = await asyncio.wait(tasks, timeout=A_MOMENT)
+    assert not done
+
+
+async def duration_of(work: Awaitable[object]) -> float:
+    """Return how many seconds ``work`` takes."""
+    begun = asyncio.get_running_loop().time()
+    await work
+    return asyncio.get_running_loop().time() - begun
+
+
+async def let_pass(seconds: float) -> None:
+    """Let the other tasks go on for some time, exactly: a timer of the loop may be a millisecond late."""
+    end = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - nothing happens at that time
         await asyncio.sleep(0)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks go on until ``condition`` holds."""
+    """Wait until ``condition`` holds."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - what is waited for is no event of ours
             await asyncio.sleep(0)

@@ -12,8 +12,8 @@ from threadloom.errors import (
     RunInTerminalStateError,
     ThreadNotFoundError,
 )
-from threadloom.lifecycle import RunWrite
 from threadloom.models import Run, RunError, RunStatus
+from threadloom.records import RunWrite
 from threadloom.store import ThreadStore
 from threadloom.testing._clock import ManualClock
 from threadloom.testing._stage import (
@@ -23,7 +23,7 @@ from threadloom.testing._stage import (
     new_claim,
     new_run,
     picture,
-    spin,
+    still_waiting,
     working_run,
 )
 
@@ -79,7 +79,7 @@ class StatusConformance(Stage):
             assert await view.get_run(run.thread_id, run.id) == written
 
     @pytest.mark.parametrize("status", TERMINAL)
-    async def test_g6_a_settled_run_stays_settled(self, store: ThreadStore, status: RunStatus) -> None:
+    async def test_g6_a_terminal_run_stays_terminal(self, store: ThreadStore, status: RunStatus) -> None:
         run = await new_run(store)
         await store.update_run_status(run.thread_id, run.id, status, ERROR)
         before = await picture(store)
@@ -94,7 +94,7 @@ class StatusConformance(Stage):
             assert await picture(view) == before
 
     @pytest.mark.parametrize("status", TERMINAL)
-    async def test_g6_a_settled_run_is_forced_again_and_again(self, store: ThreadStore, status: RunStatus) -> None:
+    async def test_g6_a_terminal_run_is_forced_again_and_again(self, store: ThreadStore, status: RunStatus) -> None:
         run = await new_run(store, status=status)
         for forced in (*RunStatus, *reversed(RunStatus)):
             for error in (ERROR, None):
@@ -134,7 +134,7 @@ class StatusConformance(Stage):
             assert anew is not None
             assert (anew.run.id, anew.lease.attempt) == (run.id, 1)
 
-    async def test_a_settled_run_that_is_forced_to_queued_is_taken_again(self, store: ThreadStore) -> None:
+    async def test_a_terminal_run_that_is_forced_to_queued_is_taken_again(self, store: ThreadStore) -> None:
         run = await new_run(store, status=RunStatus.FAILED)
         await store.force_update_run_status(run.thread_id, run.id, RunStatus.QUEUED)
         async with self.fresh(store) as again:
@@ -182,6 +182,7 @@ class StatusConformance(Stage):
         async for view in self.views(store):
             assert await view.wait_for_run(run.thread_id, run.id) == written
             assert await view.wait_for_run(run.thread_id, run.id, timeout=timedelta(minutes=1)) == written
+            assert await view.wait_for_run(run.thread_id, run.id, timeout=0) == written
 
     @pytest.mark.parametrize("status", [*TERMINAL, RunStatus.REQUIRES_ACTION])
     @pytest.mark.parametrize("by_force", [False, True], ids=["update", "force"])
@@ -191,11 +192,9 @@ class StatusConformance(Stage):
         run = await new_run(store)
         async with asyncio.timeout(PATIENCE), self.beside(store) as other, asyncio.TaskGroup() as tasks:
             waiting = [tasks.create_task(store.wait_for_run(run.thread_id, run.id)) for _ in range(3)]
-            await spin()
             await other.update_run_status(run.thread_id, run.id, RunStatus.IN_PROGRESS)
             await other.update_run(run.thread_id, run.id, metadata={"still": "going"})
-            await spin()
-            assert not any(task.done() for task in waiting)
+            await still_waiting(*waiting)
             change = other.force_update_run_status if by_force else other.update_run_status
             written = await change(run.thread_id, run.id, status)
         assert [task.result() for task in waiting] == [written] * 3
@@ -204,8 +203,10 @@ class StatusConformance(Stage):
         run = await new_run(store)
         async for view in self.views(store):
             begun = asyncio.get_running_loop().time()
-            with pytest.raises(TimeoutError):
-                await view.wait_for_run(run.thread_id, run.id, timeout=timedelta(milliseconds=20))
+            with pytest.raises(TimeoutError, match=f"{run.id}.*queued"):
+                await view.wait_for_run(run.thread_id, run.id, timeout=timedelta(milliseconds=10))
+            with pytest.raises(TimeoutError, match=f"{run.id}.*queued"):
+                await view.wait_for_run(run.thread_id, run.id, timeout=0.01)
             assert 0.019 <= asyncio.get_running_loop().time() - begun < PATIENCE
             assert (await view.get_run(run.thread_id, run.id)) == run
 
@@ -213,7 +214,7 @@ class StatusConformance(Stage):
         run = await new_run(store)
         async with asyncio.timeout(PATIENCE), self.beside(store) as other:
             waiting = asyncio.create_task(store.wait_for_run(run.thread_id, run.id))
-            await spin()
+            await still_waiting(waiting)
             await other.delete_thread(run.thread_id, force=True)
             with pytest.raises(ThreadNotFoundError):
                 await waiting

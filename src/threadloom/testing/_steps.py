@@ -15,7 +15,6 @@ from threadloom.errors import (
     RunStepAlreadyExistsError,
     RunStepNotFoundError,
 )
-from threadloom.lifecycle import RunWrite
 from threadloom.models import (
     FunctionCall,
     MessageCreation,
@@ -30,6 +29,7 @@ from threadloom.models import (
     UnknownObject,
     Usage,
 )
+from threadloom.records import RunWrite
 from threadloom.store import ThreadStore
 from threadloom.testing._clock import ManualClock
 from threadloom.testing._stage import (

@@ -322,7 +322,7 @@ class ThreadConformance(Stage):
             assert await picture(view) == before
 
     @pytest.mark.parametrize("status", TERMINAL)
-    async def test_a_thread_whose_runs_are_settled_is_deleted(self, store: ThreadStore, status: RunStatus) -> None:
+    async def test_a_thread_whose_runs_are_terminal_is_deleted(self, store: ThreadStore, status: RunStatus) -> None:
         run = await new_run(store)
         await store.force_update_run_status(run.thread_id, run.id, status)
         await store.delete_thread(run.thread_id)

@@ -12,7 +12,6 @@ import pytest
 
 from threadloom.errors import InvalidInputError, LeaseLostError, ToolOutputsRefusedError
 from threadloom.events import Checkpoint, EventType, StepDelta
-from threadloom.lifecycle import RunWrite
 from threadloom.models import (
     FunctionCall,
     RequiredAction,
@@ -24,6 +23,7 @@ from threadloom.models import (
     ToolCalls,
     ToolOutput,
 )
+from threadloom.records import RunWrite
 from threadloom.store import Claim, ThreadStore
 from threadloom.testing._clock import ManualClock
 from threadloom.testing._queue import claimed
@@ -38,7 +38,7 @@ from threadloom.testing._stage import (
     new_run,
     new_thread,
     picture,
-    spin,
+    still_waiting,
     working_run,
 )
 
@@ -187,8 +187,7 @@ class ToolConformance(Stage):
         _, step = await waiting_run(store)
         async with asyncio.timeout(PATIENCE), self.beside(store) as other:
             taking = asyncio.create_task(other.claim_run("worker_2"))
-            await spin()
-            assert not taking.done()
+            await still_waiting(taking)
             await store.submit_tool_outputs(step.thread_id, step.run_id, OUTPUTS)
             assert (await taking).run.id == step.run_id
 

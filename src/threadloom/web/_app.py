@@ -1,4 +1,4 @@
-"""The sub-application: its routes, what stands before each of them, and what lives as long as it does."""
+"""The sub-application: its routes, its middleware, and the objects that live as long as it does."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import uuid_utils
 from aiohttp import web
 from aiohttp.typedefs import Handler as Handle
 
-from threadloom.checks import check_on_busy
 from threadloom.store import OnBusy, ThreadStore
+from threadloom.validation import check_on_busy
 from threadloom.web import _assistants, _runs, _threads
 from threadloom.web._auth import admitting
 from threadloom.web._calls import check_ids, settings_of
@@ -39,17 +39,32 @@ def create_app(
     keep_alive: timedelta = timedelta(seconds=15),
     limits: Limits | None = None,
 ) -> web.Application:
-    """Return a sub-application that speaks the Assistants API over ``store``.
+    """Return a sub-application that serves the Assistants API over ``store``.
 
-    It is mounted by ``app.add_subapp("/v1", create_app(store))``, and can stand alone. It opens the store when it
-    starts, if it is not open, and closes it then in the end. With a ``handler`` it has a worker too, ``concurrency``
-    runs at a time; else the runs wait for a worker of somebody else's, in any process.
+    Mount it with ``app.add_subapp("/v1", create_app(store))``, or serve it on its own. If the store is not open, the
+    application opens it on startup and closes it on cleanup.
 
-    ``api_keys`` are the keys that clients may send; ``authenticate`` decides instead and returns the tenant whose
-    request it is: what a tenant makes is there for no other one. With neither, anybody who reaches the server may do
-    everything. ``on_busy`` says what becomes of a new run where the thread has an active one, unless the request does
-    (``docs/wire.md``). A run expires ``run_expiry`` after a worker has first taken it. A stream in which nothing has
-    happened for ``keep_alive`` is told so.
+    Args:
+        store: Store to serve.
+
+        handler: Handler of a worker that runs in the application. None, the default, to leave the runs to a worker
+            elsewhere, in any process.
+
+        concurrency: Maximum number of runs that this worker executes at a time. Default 8.
+
+        api_keys: Keys that clients may send, at least one. None, the default, admits everyone who can reach the server.
+
+        authenticate: Function that admits a request by returning its tenant. Tenants cannot see each other's objects.
+            Use it instead of ``api_keys``.
+
+        on_busy: What to do with a new run if its thread has an active one, unless the request says it
+            (``docs/wire.md``). Default ``"reject"``.
+
+        run_expiry: Time from the first claim after which a run expires. None for never. Default ten minutes.
+
+        keep_alive: Time without an event after which a stream sends a comment. Default 15 seconds.
+
+        limits: Limits for requests. None, the default, for the default limits.
     """
     check_on_busy(on_busy)
     limits = Limits() if limits is None else limits
@@ -64,7 +79,7 @@ def create_app(
         limits=limits,
         streams=streams,
     )
-    # Before the ids of threads, of which "runs" could be one.
+    # The routes of runs come first: "runs" would also match as the id of a thread.
     for routes in (_runs.routes, _threads.routes, _assistants.routes):
         app.add_routes(routes)
 
@@ -87,7 +102,7 @@ def create_app(
 
 @web.middleware
 async def _answering(request: web.Request, handler: Handle) -> web.StreamResponse:
-    """Let in whoever may ask, and turn every error into an answer that OpenAI's clients understand."""
+    """Authenticate the request, and turn every error into an answer that OpenAI's clients understand."""
     told = {"request_id": _id_of(request), "method": request.method, "path": request.path}
     try:
         admit = settings_of(request).admit
@@ -97,15 +112,20 @@ async def _answering(request: web.Request, handler: Handle) -> web.StreamRespons
         response = await handler(request)
     except Exception as error:
         wire = as_wire_error(error, request)
-        if wire.status >= 500:  # noqa: PLR2004 - where server errors begin
-            _logger.exception("request failed", extra=told)
+        if wire.status >= 500:  # noqa: PLR2004 - the first status of a server error
+            _logger.exception("Request %s failed", told["request_id"], extra=told)
         response = web.Response(
             status=wire.status,
             body=orjson.dumps(error_body(wire)),
             content_type="application/json",
             headers=wire.headers,
         )
-    _logger.info("request answered", extra=told | {"status": response.status})
+    _logger.info(
+        "Request %s was answered with status %s",
+        told["request_id"],
+        response.status,
+        extra=told | {"status": response.status},
+    )
     return response
 
 
@@ -114,7 +134,7 @@ async def _name_request(request: web.Request, response: web.StreamResponse) -> N
 
 
 def _id_of(request: web.Request) -> str:
-    """Return the id of a request, which has one also where somebody else answers it before us."""
+    """Return the id of a request. It also has one if another middleware answers it first."""
     if REQUEST_ID not in request:
         request[REQUEST_ID] = f"req_{uuid_utils.uuid7().hex}"
     return request[REQUEST_ID]

@@ -1,4 +1,4 @@
-"""The operations on assistants."""
+"""Operations on assistants."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def delete_assistant(request: web.Request) -> web.Response:
 
 
 def _fields(asked: AssistantChanges, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of an assistant that the request names. A null clears what may be empty."""
+    """Return the fields of an assistant that the request names. A null clears a field that may be empty."""
     fields = {name: value for name, value in attrs.asdict(asked, recurse=False).items() if name in body}
     if fields.get("model", "") is None:
         del fields["model"]

@@ -1,4 +1,4 @@
-"""Who may ask: keys that are compared in constant time, or a function that says whose request it is."""
+"""Authentication: keys that are compared in constant time, or a function that returns the tenant of a request."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ __all__ = ["admitting"]
 
 
 def admitting(api_keys: Iterable[str] | None, authenticate: Authenticate | None) -> Admit | None:
-    """Return what lets a request in or raises, and notes whose it is; none where anybody may ask."""
+    """Return a function that admits a request and records its tenant, or raises. Return None to admit everyone."""
     if api_keys is None:
         return None if authenticate is None else _by_tenant(authenticate)
     if authenticate is not None:
-        raise InvalidInputError("Clients are let in by api_keys or by authenticate, not by both.")
+        raise InvalidInputError("Pass api_keys or authenticate, not both.")
     if isinstance(api_keys, str):
-        raise InvalidInputError("api_keys is a collection of keys, not one.")
+        raise InvalidInputError("api_keys must be a collection of keys, not a single str.")
     keys = [key.strip() for key in api_keys]
-    # As a setting that was left empty makes them: it must not open the door.
+    # An empty setting produces an empty list or key, and must not open the server.
     if not all(keys) or not keys:
-        raise InvalidInputError("api_keys needs at least one key, and no empty one; without api_keys anybody may ask.")
-    # Hashes, so that neither the length of a key nor how much of it was right can be told from the time.
+        raise InvalidInputError("api_keys must hold at least one key and no empty one; pass None to admit everyone.")
+    # Comparing hashes hides from the timing how long a key is and how much of it was right.
     return _by_keys([_hash(key) for key in keys])
 
 
 def _by_keys(known: list[bytes]) -> Admit:
     async def admit(request: web.Request) -> None:
         offered = _hash(_key_of(request))
-        # All are compared, whichever fits.
+        # Compare with every key, even after a match.
         if not any([hmac.compare_digest(offered, key) for key in known]):  # noqa: C419
             raise _refusal(request)
 
@@ -58,7 +58,7 @@ def _by_tenant(authenticate: Authenticate) -> Admit:
 
 
 def _key_of(request: web.Request) -> str:
-    """Return the key that a request brings, or nothing: as OpenAI's clients send it, or as Azure's do."""
+    """Return the key of a request, or an empty string. OpenAI's clients and Azure's send it in different headers."""
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else request.headers.get("api-key", "")
 

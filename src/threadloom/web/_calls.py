@@ -1,4 +1,4 @@
-"""What a handler takes from its request: the query, the body, whose it is, and the key under which it is sent again."""
+"""What request handlers read from a request: query, body, tenant, and idempotency key."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, TypedDict, TypeVar
 import orjson
 from aiohttp import web
 
-from threadloom.checks import MOST_KEY_CHARACTERS, IdempotencyKey
 from threadloom.errors import AssistantNotFoundError, InvalidInputError, ThreadNotFoundError
 from threadloom.ids import is_id
 from threadloom.models import Assistant
 from threadloom.pages import Page
+from threadloom.validation import MOST_KEY_CHARACTERS, IdempotencyKey
 from threadloom.web._errors import WireError
 from threadloom.web._reading import read
 from threadloom.web._settings import REQUEST_ID, SETTINGS, TENANT, Settings
@@ -43,11 +43,21 @@ T = TypeVar("T")
 
 _DEFAULT_LIMIT = 20
 _MOST_LIMIT = 100
-_ID = "an id: 1 to 128 ASCII letters, digits, '_' and '-', beginning with a letter or a digit"
+_ID = "1 to 128 ASCII letters, digits, '_' and '-', starting with a letter or a digit"
 
 
 class Listing(TypedDict):
-    """How a list is narrowed, as the keywords of the store."""
+    """How a request narrows a list, as keyword arguments of the store.
+
+    Attributes:
+        limit: Maximum number of items.
+
+        order: ``asc`` or ``desc``.
+
+        after: Id of the item before the page. None to start at the beginning.
+
+        before: Id of the item after the page. None to continue to the end.
+    """
 
     limit: int
     order: str
@@ -56,41 +66,46 @@ class Listing(TypedDict):
 
 
 def settings_of(request: web.Request) -> Settings:
-    """Return what the request is answered by."""
+    """Return the settings of the server."""
     return request.app[SETTINGS]
 
 
 def tenant_of(request: web.Request) -> str | None:
-    """Return whose request it is, or none where the server has no tenants."""
+    """Return the tenant of the request, or None if the server has no tenants."""
     return request.get(TENANT)
 
 
 def answer(value: dict[str, Any], **headers: str) -> web.Response:
-    """Return the answer that holds ``value``."""
+    """Return an answer with ``value`` as its JSON body."""
     return web.Response(body=orjson.dumps(value), content_type="application/json", headers=headers)
 
 
 def answer_page(request: web.Request, page: Page[Any]) -> web.Response:
-    """Return the answer that holds ``page``, and log what damage it had to leave out."""
+    """Return an answer with ``page`` as its JSON body, and log the damaged records that it leaves out."""
     for damage in page.damaged:
-        _logger.warning("record set aside", exc_info=damage, extra={"request_id": request[REQUEST_ID]})
+        _logger.warning(
+            "Skipped a damaged record in the answer to request %s",
+            request[REQUEST_ID],
+            exc_info=damage,
+            extra={"request_id": request[REQUEST_ID]},
+        )
     return answer(page_to_wire(page))
 
 
 def check_ids(request: web.Request) -> None:
-    """Raise unless every id in the path is one: nothing else is looked at before."""
+    """Raise unless every id in the path is valid. Call this before anything else."""
     for name, value in request.match_info.items():
         check_id(name, value)
 
 
 def check_id(name: str, value: str) -> None:
-    """Raise unless ``value``, which the request calls ``name``, is an id."""
+    """Raise unless ``value`` is a valid id. ``name`` is its name in the request."""
     if not is_id(value):
         raise WireError(400, f"Invalid '{name}': {value[:128]!r}. Expected {_ID}.", param=name)
 
 
 def listing_of(request: web.Request) -> Listing:
-    """Return how the request narrows a list: 20 items, the newest first, unless it says so."""
+    """Return how the request narrows a list. By default, 20 items with the newest first."""
     query = request.query
     order = query.get("order", "desc")
     if order not in {"asc", "desc"}:
@@ -109,15 +124,15 @@ def _whole_number(request: web.Request, name: str, default: int, *, least: int, 
         return default
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(most)) else -1
     if not least <= number <= most:
-        expected = f"expected a whole number from {least} to {most}, not {text[:128]!r}"
+        expected = f"expected an integer from {least} to {most}, not {text[:128]!r}"
         raise WireError(400, f"Invalid '{name}': {expected}.", param=name)
     return number
 
 
 def event_number_of(request: web.Request) -> int:
-    """Return the number of the last event that the reader of a stream has had: what it asks for goes on past it.
+    """Return the number of the last event that the reader has. Its stream continues after that event.
 
-    The header goes before the query: a browser sends it when its stream broke, with the address that it began with.
+    The header wins over the query: a browser sends it when its stream breaks, with the address of the first request.
     """
     most = 2**63 - 1
     if last := request.headers.get("Last-Event-ID", "").strip():
@@ -128,18 +143,18 @@ def event_number_of(request: web.Request) -> int:
 
 
 async def read_body(request: web.Request, shape: type[T]) -> tuple[T, dict[str, Any]]:
-    """Return what the request's body says, as ``shape`` and as it was sent."""
+    """Return the body of the request, as ``shape`` and as the client sent it."""
     data = await _data_of(request)
     if data.strip() and not request.content_type.endswith("json"):
-        # Also what keeps a foreign web page from making a browser post to a server on this machine.
-        text = f"The body of the request must be sent as application/json, not {request.content_type}."
+        # This also stops a foreign web page from making a browser post to a server on this machine.
+        text = f"The request body must be sent as application/json, not {request.content_type}."
         raise WireError(415, text)
     return read(data, shape)
 
 
 async def _data_of(request: web.Request) -> bytes:
     limits = settings_of(request).limits
-    text = f"The body of the request is larger than {limits.body_bytes} bytes."
+    text = f"The request body is larger than {limits.body_bytes} bytes."
     if (request.content_length or 0) > limits.body_bytes:
         raise WireError(413, text)
     data = bytearray()
@@ -150,14 +165,14 @@ async def _data_of(request: web.Request) -> bytes:
                 if len(data) > limits.body_bytes:
                     raise WireError(413, text)
     except TimeoutError:
-        raise WireError(408, "The body of the request did not come in time.") from None
+        raise WireError(408, "The request body did not arrive in time.") from None
     except (ConnectionError, web.RequestPayloadError):
-        raise WireError(400, "The body of the request broke off, or cannot be unpacked.") from None
+        raise WireError(400, "The request body broke off or could not be decompressed.") from None
     return bytes(data)
 
 
 def idempotency_key(request: web.Request, body: dict[str, Any]) -> IdempotencyKey | None:
-    """Return the key under which this create may be sent again: the client's, told apart by tenant."""
+    """Return the idempotency key of the request, or None. The same key of two tenants is two keys."""
     value = request.headers.get("Idempotency-Key")
     if value is None:
         return None
@@ -173,7 +188,7 @@ def _hash(text: str) -> str:
 
 
 async def own_thread(request: web.Request) -> str:
-    """Return the id of the thread in the path; one of another tenant is not there."""
+    """Return the id of the thread in the path. Raise if the thread belongs to another tenant."""
     thread_id = request.match_info["thread_id"]
     tenant = tenant_of(request)
     if tenant is not None and (await settings_of(request).store.get_thread(thread_id)).tenant != tenant:
@@ -182,7 +197,7 @@ async def own_thread(request: web.Request) -> str:
 
 
 async def own_assistant(request: web.Request, assistant_id: str) -> Assistant:
-    """Return an assistant; one of another tenant is not there."""
+    """Return an assistant. Raise if it belongs to another tenant."""
     try:
         assistant = await settings_of(request).store.get_assistant(assistant_id)
     except InvalidInputError:

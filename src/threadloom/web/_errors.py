@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them: the one place that says which status and which words an error has."""
+"""Errors as OpenAI's clients expect them. This module alone decides the status and text of each error."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from threadloom.errors import (
 
 __all__ = ["NO_RETRY", "WireError", "as_wire_error", "error_body"]
 
-# OpenAI's clients send a request anew after 409 and 5xx, unless they are told that this changes nothing, or does harm.
+# OpenAI's clients retry after 409 and 5xx unless this header tells them that a retry is useless or harmful.
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
 _MOST_CHARACTERS = 1_000
 
 
 class WireError(Exception):
-    """An answer that is an error: raised anywhere below a request, and sent as OpenAI's clients expect it."""
+    """An error answer. Raise it anywhere in a request handler; the client gets it in the form it expects."""
 
     def __init__(
         self,
         status: int,
         message: str,
         *,
-        type: str = "invalid_request_error",  # noqa: A002 - the wire's word
+        type: str = "invalid_request_error",  # noqa: A002 - the name in the API
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -57,7 +57,7 @@ class WireError(Exception):
 
 
 def error_body(error: WireError) -> dict[str, Any]:
-    """Return the JSON object that tells of an error: also where it repeats what a client sent, in any bytes."""
+    """Return the JSON object for an error. It is valid even if the message repeats arbitrary bytes of the client."""
     message = error.message.encode(errors="backslashreplace").decode()
     if len(message) > _MOST_CHARACTERS:
         message = f"{message[:_MOST_CHARACTERS]}…"
@@ -65,7 +65,7 @@ def error_body(error: WireError) -> dict[str, Any]:
 
 
 def as_wire_error(error: Exception, request: web.Request) -> WireError:  # noqa: PLR0911 - one for each kind
-    """Return what is told of ``error``. Nothing of the inside gets out: what is not expected here is a server error."""
+    """Return the answer for ``error``. An unexpected error becomes a server error that reveals no internals."""
     match error:
         case WireError():
             return error
@@ -80,8 +80,8 @@ def as_wire_error(error: Exception, request: web.Request) -> WireError:  # noqa:
         case InvalidInputError():
             return WireError(400, str(error))
         case StoreBusyError() | StoreClosedError():
-            # Nothing was written, so that the client may well try again.
-            text = "The server cannot do this at the moment. Try again."
+            # Nothing was written, so the client may retry.
+            text = "The server is temporarily unavailable. Try again."
             return WireError(503, text, type="server_error", headers={"retry-after": "1"})
     return _of_server(request)
 
@@ -90,7 +90,7 @@ def _of_http(error: web.HTTPException, request: web.Request) -> WireError:
     match error:
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
-            text = f"Not allowed to {request.method} {request.path}; it takes {allowed}."
+            text = f"{request.method} is not allowed for {request.path}; use {allowed}."
             return WireError(405, text, code="method_not_supported", headers={"Allow": allowed})
         case web.HTTPNotFound():
             return WireError(404, f"Unknown request URL: {request.method} {request.path}.", code="unknown_url")
@@ -101,7 +101,7 @@ def _of_http(error: web.HTTPException, request: web.Request) -> WireError:
 
 def _of_server(request: web.Request) -> WireError:
     headers = {} if request.method in {"GET", "HEAD"} else NO_RETRY
-    text = "The server had an error while it worked on your request. Its log has more, under the x-request-id."
+    text = "The server had an error while processing your request. Its log has details under the x-request-id."
     return WireError(500, text, type="server_error", headers=headers)
 
 
@@ -123,15 +123,15 @@ def _of_missing(error: NotFoundError) -> WireError:
 
 
 def _of_conflict(error: ConflictError) -> WireError:
-    """Return a 400 where the real API gave one: its clients try again after a 409, which would do no good."""
+    """Return a 400 where the real API does: clients retry after a 409, which would not help."""
     match error:
         case ActiveRunError():
             return WireError(400, f"Thread {error.thread_id} already has an active run {error.run_id}.")
         case RunInTerminalStateError():
-            return WireError(400, f"Run {error.run_id} is {error.status}, and stays so.")
+            return WireError(400, f"Run {error.run_id} is already {error.status}.")
         case ToolOutputsRefusedError() | InvalidTransitionError():
             return WireError(400, str(error))
         case IdempotencyKeyReusedError():
-            text = "This Idempotency-Key was sent before, with another request. Take a new key for a new request."
+            text = "This Idempotency-Key was already used for a different request. Use a new key."
             return WireError(409, text, type="idempotency_error", headers=NO_RETRY)
     return WireError(409, str(error), headers=NO_RETRY)

@@ -1,4 +1,4 @@
-"""Which events a stream tells of, where it begins and where it ends: read from the log of the run, by any process."""
+"""Selects the events of a stream, from its start to its end, by reading the log of the run. Any process can do this."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ __all__ = ["events_past", "events_since_outputs", "events_until_stop"]
 async def events_until_stop(
     store: ThreadStore, run: Run, *, created: Thread | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the frames of a run from its beginning to where it ends, or waits for tool outputs for the first time.
+    """Yield the frames of a run from its start until it ends or first waits for tool outputs.
 
-    ``created`` is told of first, where it was created together with the run.
+    Args:
+        store: Store of the run.
+
+        run: The run.
+
+        created: Thread that was created together with the run. Its frame comes first. None if there is none.
     """
     if created is not None:
         yield thread_frame(created)
@@ -33,10 +38,15 @@ async def events_until_stop(
 
 
 async def events_since_outputs(store: ThreadStore, run: Run) -> AsyncGenerator[bytes, None]:
-    """Yield the frames of the turn that ``run`` came to when its tool outputs were taken in.
+    """Yield the frames of the turn that ``run`` started when its tool outputs were submitted.
 
-    They begin with the step that these complete, which the reader has not seen opened in this stream, and end where the
-    run ends or waits for tool outputs again.
+    They start with the step that the outputs complete, which this stream has not opened. They end when the run ends or
+    waits for tool outputs again.
+
+    Args:
+        store: Store of the run.
+
+        run: The run, as ``submit_tool_outputs`` returned it.
     """
     writer = FrameWriter()
     pending: list[RunEvent] = []
@@ -44,7 +54,7 @@ async def events_since_outputs(store: ThreadStore, run: Run) -> AsyncGenerator[b
     async with aclosing(store.events(run.thread_id, run.id, after=run.anew_from or 0)) as events:
         async for event in events:
             if isinstance(event.data, MessageDelta) and not has_begun:
-                continue  # of an earlier turn, which may have been long
+                continue  # text of an earlier turn, which may be long
             pending.append(event)
             if isinstance(event.data, Run) and not has_begun:
                 has_begun = event.data.turn >= run.turn
@@ -61,10 +71,17 @@ async def events_since_outputs(store: ThreadStore, run: Run) -> AsyncGenerator[b
 
 
 async def events_past(store: ThreadStore, run: Run, number: int) -> AsyncGenerator[bytes, None]:
-    """Yield the frames of what comes past the event ``number``, as they would have come in a stream from the beginning.
+    """Yield the frames after an event, exactly as a stream from the start would have sent them.
 
-    They end where the run ends, or with an event past ``number`` that it waits for tool outputs, if it still does when
-    the event is read.
+    They end when the run ends. They also end with a later event that says the run waits for tool outputs, if it still
+    waits when that event is read.
+
+    Args:
+        store: Store of the run.
+
+        run: The run.
+
+        number: Number of the last event that the reader has.
     """
     writer = FrameWriter()
     async with aclosing(store.events(run.thread_id, run.id)) as events:

@@ -1,11 +1,12 @@
-"""A run's events as the frames of a stream, in the order in which OpenAI's clients accept them.
+"""Converts the events of a run to the frames of a stream, in the order that OpenAI's clients accept.
 
-Their helpers keep books, and the one for Node throws where these do not add up: one step and one message are open at a
-time, each is opened once, and nothing is told of one that is not open, but for a step that only ends. The log knows
-more than that: several steps may be open that somebody drives by hand, and a step that is opened has its calls already.
+Their stream helpers track state, and the one for Node throws if the frames do not fit: at most one step and one message
+are open at a time, each is opened once, and no frame refers to a step or message that is not open, except for one that
+ends a step. The log allows more: a program that drives a run by hand may open several steps, and a new step already
+contains its calls.
 
-Frames are a fold over the events, and the number of an event stands on the last frame that it gives. So the frames
-after a number are the same whoever reads them and whenever.
+Frames are a fold over the events, and the number of an event is on its last frame. So every reader gets the same frames
+after a number, at any time.
 """
 
 from __future__ import annotations
@@ -35,30 +36,30 @@ from threadloom.web._wire import to_wire
 __all__ = ["DONE", "KEEP_ALIVE", "FrameWriter", "error_frame", "thread_frame"]
 
 DONE = b"event: done\ndata: [DONE]\n\n"
-# Without an empty line, which ends an event: OpenAI's client for Python makes one of nothing once it has seen an id.
+# Without an empty line, which would end an event: after an id, OpenAI's Python client would yield an empty one.
 KEEP_ALIVE = b": keep-alive\n"
 
 _Telling = tuple[str, Any]
 
 
 def thread_frame(thread: Thread) -> bytes:
-    """Return the frame that tells of a thread which was created together with the run."""
+    """Return the frame for a thread that was created together with the run."""
     return _frame("thread.created", to_wire(thread))
 
 
 def error_frame(body: Mapping[str, Any]) -> bytes:
-    """Return the frame for what went wrong with the stream itself; a run that fails says so by an event of its own."""
+    """Return the frame for an error of the stream itself. A failed run has an event of its own."""
     return _frame("error", body)
 
 
 class FrameWriter:
-    """Writes the frames of one stream. Hand it the stream's events in their order."""
+    """Writes the frames of one stream. Pass it the events in order."""
 
     def __init__(self) -> None:
         self._open_step: str | None = None
         self._is_step_begun = False
         self._told_calls: set[int] = set()
-        # Opened while another one was open: they wait, in their order, as they are by now.
+        # Steps opened while another one was open. They wait in order, each in its latest state.
         self._waiting_steps: dict[str, RunStep] = {}
         self._open_message: Message | None = None
         self._is_message_begun = False
@@ -66,7 +67,7 @@ class FrameWriter:
         self._ended: set[str] = set()
 
     def frames(self, event: RunEvent) -> bytes:
-        """Return what is told of an event: some frames, or none."""
+        """Return the frames for an event, possibly none."""
         tellings = [(kind, data if isinstance(data, dict) else to_wire(data)) for kind, data in self._tell(event)]
         last = len(tellings) - 1
         return b"".join(
@@ -74,7 +75,7 @@ class FrameWriter:
         )
 
     def pass_over(self, event: RunEvent) -> None:
-        """Take in an event that the reader knows already."""
+        """Take in an event that the reader already knows."""
         for _ in self._tell(event):
             pass
 
@@ -145,7 +146,7 @@ class FrameWriter:
     def _tell_message(self, event: RunEvent, message: Message) -> Iterator[_Telling]:
         bare = _as_it_was_announced(message)
         if self._open_message is None or self._open_message.id != message.id:
-            if self._open_message is not None:  # the log has lost how it ended
+            if self._open_message is not None:  # the event that ended it is lost
                 yield from self._end_message(_cut_off(self._open_message, event.created_at))
             self._open_message = bare
             self._is_message_begun = False
@@ -160,9 +161,9 @@ class FrameWriter:
     def _end_message(self, message: Message) -> Iterator[_Telling]:
         match message.content:
             case (TextContent(text=text), *_) if text and not self._is_text_told:
-                yield self._text_delta(message.id, text)  # it came whole, and some readers look at deltas only
+                yield self._text_delta(message.id, text)  # it has no deltas, and some readers read only deltas
             case ():
-                # The helper for Python looks at the first block of what has ended, once any message had a delta.
+                # Once any message had a delta, the Python helper reads the first block of a message that ended.
                 message = attrs.evolve(message, content=(TextContent(""),))
         self._open_message = None
         self._ended.add(message.id)
@@ -213,7 +214,7 @@ def _step_delta(id_: str, call: dict[str, Any]) -> _Telling:
 
 
 def _frame(kind: str, data: Mapping[str, Any], number: int | None = None) -> bytes:
-    # In ASCII: no client then splits a line, or a chunk, in the middle of a character.
+    # ASCII only, so no client can split a character between two lines or chunks.
     text = json.dumps(data, separators=(",", ":"))
     numbered = "" if number is None else f"id: {number}\n"
     return f"event: {kind}\ndata: {text}\n{numbered}\n".encode("ascii")

@@ -1,7 +1,7 @@
-"""How the body of a request is read: strictly, with an error that names the place, and lenient about more.
+"""Reads the body of a request strictly, and names the place of an error.
 
-A null counts as absent, and keys that are not known are passed over, as clients of newer SDKs expect. A shape is an
-attrs class whose fields say what is expected; ``Annotated`` types say the rest.
+A null counts as absent, and unknown keys are ignored, as clients with newer SDKs expect. A shape is an attrs class
+whose fields say what is expected; ``Annotated`` types add checks.
 """
 
 from __future__ import annotations
@@ -31,45 +31,59 @@ _MOST_LEVELS = 100
 
 Json = dict[str, Any]
 Check = Callable[[Any], str | None]
-"""Returns what is wrong with a value that has the right type, as the end of a sentence, or none."""
+"""Checks a value of the right type. Returns the end of a sentence that says what is wrong, or None."""
 
 
 @frozen(eq=False)
 class AsSent:
-    """Marks what is checked against ``shape``, and kept as it was sent, but for the nulls."""
+    """Marks a value that is checked against a shape and kept as the client sent it, without nulls.
+
+    Attributes:
+        shape: The shape.
+    """
 
     shape: Any
 
 
 @frozen(eq=False)
 class TextOr:
-    """Marks what is a string, or checked against ``shape`` and kept as it was sent."""
+    """Marks a value that is a string, or is checked against a shape and kept as the client sent it.
+
+    Attributes:
+        shape: The shape.
+    """
 
     shape: Any
 
 
 @frozen(eq=False)
 class Typed:
-    """Marks an object whose ``type`` says which shape it has; some things may also be said by a word alone."""
+    """Marks an object whose ``type`` determines its shape. Some values may also be a single word.
+
+    Attributes:
+        shapes: Shape of each type.
+
+        words: Words that are allowed instead of an object. Empty by default.
+    """
 
     shapes: dict[str, type]
     words: tuple[str, ...] = ()
 
 
 class _WrongError(ValueError):
-    """What is wrong, as the end of a sentence that has named the place."""
+    """A wrong value. Its text is the end of a sentence that names the place."""
 
 
 def read(data: bytes, shape: type[T]) -> tuple[T, Json]:
-    """Return what a request's body says, as ``shape`` and as it was sent; an empty one is an empty object."""
+    """Return the body of a request, as ``shape`` and as the client sent it. An empty body is an empty object."""
     try:
         body = orjson.loads(data) if data.strip() else {}
     except orjson.JSONDecodeError as error:
-        raise WireError(400, f"The body of the request is no valid JSON: {error}.", code="invalid_json") from None
+        raise WireError(400, f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
-        raise WireError(400, f"The body of the request must be a JSON object, not {_named(body)}.")
+        raise WireError(400, f"The request body must be a JSON object, not {_named(body)}.")
     if _is_deep(body):
-        raise WireError(400, f"The body of the request has more than {_MOST_LEVELS} levels of arrays and objects.")
+        raise WireError(400, f"The request body has more than {_MOST_LEVELS} levels of arrays and objects.")
     try:
         return _converter.structure(body, shape), body
     except BaseValidationError as error:
@@ -78,7 +92,10 @@ def read(data: bytes, shape: type[T]) -> tuple[T, Json]:
 
 
 def _is_deep(body: Json) -> bool:
-    """Return whether there are too many levels: what is kept must be written, and sent within a list, too."""
+    """Return whether the body is nested too deeply.
+
+    The server also sends stored values inside a list, which adds levels.
+    """
     level: list[Any] = [body]
     for _ in range(_MOST_LEVELS):
         inner = (part.values() if isinstance(part, dict) else part for part in level)
@@ -89,7 +106,7 @@ def _is_deep(body: Json) -> bool:
 
 
 def _first_wrong(error: BaseException) -> tuple[str, str]:
-    """Return the place of the first thing that is wrong, and what is."""
+    """Return the place of the first wrong value, and what is wrong with it."""
     place = ""
     while isinstance(error, BaseValidationError):
         error = error.exceptions[0]
@@ -126,7 +143,7 @@ Hook = Callable[[Any, Any], Any]
 
 def _of_type(expected: str, *accepted: type) -> Hook:
     def structure(value: Any, _: Any) -> Any:
-        # bool is an int to Python, and is none to JSON.
+        # bool is an int in Python, but not in JSON.
         if isinstance(value, accepted) and (bool in accepted or not isinstance(value, bool)):
             return value
         raise _expected(expected, value)
@@ -145,7 +162,7 @@ def _of_list(kind: Any, converter: cattrs.Converter) -> Hook:
         try:
             items.extend(structure(item, inner) for item in value)
         except (ValueError, BaseValidationError) as error:
-            # The first is enough: an error for each of a million items would fill the memory.
+            # Report only the first error: one error for each of a million items would fill the memory.
             error.add_note(IterableValidationNote("", len(items), inner))
             raise IterableValidationError("", [error], kind) from None
         return items
@@ -235,7 +252,7 @@ def _make_converter(of_class: Callable[[Any, cattrs.Converter], Hook]) -> cattrs
     converter.register_structure_hook(float, _of_type("a number", int, float))
     converter.register_structure_hook(bool, _of_type("a boolean", bool))
     converter.register_structure_hook_func(lambda kind: kind == Json, _of_type("an object", dict))
-    # Typed loosely: the decorators of cattrs tell factories apart by a name that mypy cannot follow.
+    # Typed as Any: mypy cannot follow how cattrs tells its factories apart.
     register: Any = converter.register_structure_hook_factory
     register(attrs.has, of_class)
     register(_comes_from(list), _of_list)

@@ -1,4 +1,4 @@
-"""What a client may send, as shapes. What is kept as JSON and sent back is checked, and kept as it was sent."""
+"""Shapes of the requests. A value that the store keeps as JSON is checked and kept as the client sent it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def _at_most(most: int, what: str = "characters") -> Check:
-    return lambda value: None if len(value) <= most else f"it has {len(value)} {what}, of at most {most}"
+    return lambda value: None if len(value) <= most else f"it has {len(value)} {what}, but the limit is {most}"
 
 
 def _between(low: float, high: float = math.inf) -> Check:
@@ -60,7 +60,7 @@ Metadata = Annotated[Json, _within_limits]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-# What is kept as it was sent
+# Values that are kept as the client sent them
 
 
 @frozen
@@ -202,12 +202,12 @@ ResponseFormat = Annotated[Any, AsSent(_Format)]
 Attachments = Annotated[list[Json], AsSent(list[_Attachment])]
 
 
-# What is sent
+# Request bodies
 
 
 @frozen(kw_only=True)
 class AssistantChanges:
-    """Changes an assistant; what is absent stays."""
+    """Changes an assistant. Absent fields stay as they are."""
 
     model: Annotated[str, _not_empty] | None = None
     name: Name | None = None
@@ -224,7 +224,7 @@ class AssistantChanges:
 
 @frozen(kw_only=True)
 class AssistantRequest(AssistantChanges):
-    """Makes an assistant."""
+    """Creates an assistant."""
 
     model: Annotated[str, _not_empty]
 
@@ -242,7 +242,7 @@ class MessageRequest:
 
 @frozen(kw_only=True)
 class ThreadRequest:
-    """Makes or changes a thread; ``messages`` is for making one."""
+    """Creates or changes a thread. ``messages`` counts only when it is created."""
 
     messages: list[MessageRequest] | None = None
     tool_resources: ToolResources | None = None
@@ -284,7 +284,7 @@ class _AnyRun:
 
 @frozen(kw_only=True)
 class RunRequest(_AnyRun):
-    """Asks for a run on a thread."""
+    """Creates a run on a thread."""
 
     additional_instructions: Instructions | None = None
     additional_messages: list[MessageRequest] | None = None
@@ -293,14 +293,14 @@ class RunRequest(_AnyRun):
 
 @frozen(kw_only=True)
 class ThreadAndRunRequest(_AnyRun):
-    """Makes a thread and asks for a run on it."""
+    """Creates a thread and a run on it."""
 
     thread: ThreadRequest | None = None
 
 
 @frozen(kw_only=True)
 class ToolOutputRequest:
-    """What came of one call."""
+    """The output of one call."""
 
     tool_call_id: str
     output: str = ""
@@ -308,7 +308,7 @@ class ToolOutputRequest:
 
 @frozen(kw_only=True)
 class SubmitRequest:
-    """Hands in the outputs of tools."""
+    """Submits tool outputs."""
 
     tool_outputs: list[ToolOutputRequest]
     stream: bool | None = None

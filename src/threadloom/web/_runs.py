@@ -1,4 +1,4 @@
-"""The operations on runs and their steps."""
+"""Operations on runs and their steps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import attrs
 from aiohttp import web
 
-from threadloom.checks import IdempotencyKey
 from threadloom.errors import RunInTerminalStateError
 from threadloom.models import Message, Run, Thread, ToolOutput, TruncationStrategy
 from threadloom.tasks import carried_out
+from threadloom.validation import IdempotencyKey
 from threadloom.web._calls import (
     answer,
     answer_page,
@@ -33,7 +33,7 @@ __all__ = ["routes"]
 
 _SHORTEST_POLL_MS = 100
 _LONGEST_POLL_MS = 1_000
-_POLLS_IN_AN_AGE = 10  # a run of ten seconds is asked after every second, at the most
+_POLLS_IN_AN_AGE = 10  # a run that is ten seconds old is polled every second
 
 
 async def create_run(request: web.Request) -> web.StreamResponse:
@@ -73,9 +73,9 @@ async def create_thread_and_run(request: web.Request) -> web.StreamResponse:
 async def _create_both(
     request: web.Request, thread: Thread, messages: list[Message], run: Run, key: IdempotencyKey | None
 ) -> tuple[Thread, Run]:
-    """Create a thread and its run, both also where the client leaves between the two.
+    """Create a thread and its run. Both are created even if the client disconnects between the two.
 
-    Under a key that was used before, go on from where that request was cut off.
+    If a request with the same key was interrupted between the two, create only the run.
     """
     store = settings_of(request).store
 
@@ -151,7 +151,7 @@ async def _own_run(request: web.Request) -> Run:
 
 
 async def _run_of(request: web.Request, thread_id: str, asked: RunRequest | ThreadAndRunRequest) -> Run:
-    """Return the run that is asked for: what the request does not say is the assistant's."""
+    """Return the requested run. The assistant provides the settings that the request omits."""
     check_tools(request, asked.tools)
     assistant = await own_assistant(request, asked.assistant_id)
     return Run.new(
@@ -183,7 +183,7 @@ def _truncation_of(asked: RunRequest | ThreadAndRunRequest) -> TruncationStrateg
         return TruncationStrategy()
     if strategy.last_messages is None:
         name = "truncation_strategy.last_messages"
-        raise WireError(400, f"Invalid '{name}': it is required where the type is 'last_messages'.", param=name)
+        raise WireError(400, f"Invalid '{name}': it is required if the type is 'last_messages'.", param=name)
     return TruncationStrategy(type=strategy.type, last_messages=strategy.last_messages)
 
 

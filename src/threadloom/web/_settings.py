@@ -1,4 +1,4 @@
-"""What the owner of a server has chosen, and where the handlers of requests find it."""
+"""The settings of a server, and where request handlers find them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,33 @@ from threadloom.web._streams import Streams
 __all__ = ["REQUEST_ID", "SETTINGS", "STORE", "TENANT", "Admit", "Authenticate", "Limits", "Settings"]
 
 Authenticate = Callable[[web.Request], Awaitable[str | None] | str | None]
-"""Returns the tenant that a request is from, or none where it is to be refused. It may be async."""
+"""Returns the tenant of a request, or None to refuse the request. It may be async."""
 
 Admit = Callable[[web.Request], Awaitable[None]]
-"""Lets a request in and notes whose it is, or raises."""
+"""Admits a request and records its tenant, or raises."""
 
 _at_least_one = validators.ge(1)
 
 
 @frozen(kw_only=True)
 class Limits:
-    """How much a client may ask for. A request beyond one of them is refused, and nothing of it is done."""
+    """Limits for the requests of a client. The server rejects a request that exceeds one, and does nothing of it.
+
+    Attributes:
+        body_bytes: Maximum size of a request body, in bytes. Default 8 MiB.
+
+        body_timeout: Maximum time for a request body to arrive. Default 30 seconds.
+
+        messages_per_request: Maximum number of messages in one request. Default 100.
+
+        message_characters: Maximum number of characters in the text of a message. Default 256,000.
+
+        tools: Maximum number of tools of an assistant or run. Default 128.
+
+        streams: Maximum number of open streams. Default 1,000.
+
+        stalled_stream: Time after which a reader that reads nothing is disconnected. Default 60 seconds.
+    """
 
     body_bytes: int = field(default=8 * 1024 * 1024, validator=_at_least_one)
     body_timeout: timedelta = timedelta(seconds=30)
@@ -38,7 +54,21 @@ class Limits:
 
 @frozen(kw_only=True)
 class Settings:
-    """What a request is answered by."""
+    """The settings of a server.
+
+    Attributes:
+        store: Store to serve.
+
+        admit: Admits or refuses a request. None to admit everyone.
+
+        on_busy: What to do with a new run if its thread has an active one.
+
+        run_expiry: Time from the first claim after which a run expires. None for never.
+
+        limits: Limits for requests.
+
+        streams: The open streams.
+    """
 
     store: ThreadStore
     admit: Admit | None
@@ -50,7 +80,7 @@ class Settings:
 
 SETTINGS: Final = web.AppKey("SETTINGS", Settings)
 STORE: Final = web.AppKey("STORE", ThreadStore)
-"""Where the application keeps its store, for what is beside it in the same server."""
+"""Key of the store in the application, for other code in the same server."""
 
 REQUEST_ID: Final = web.RequestKey("REQUEST_ID", str)
 TENANT: Final = web.RequestKey("TENANT", str)

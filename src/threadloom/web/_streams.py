@@ -1,4 +1,4 @@
-"""The streams of a server: written to their readers as fast as these read, and ended when the server stops."""
+"""The event streams of a server. Each is written as fast as its reader reads, and ends when the server stops."""
 
 from __future__ import annotations
 
@@ -25,19 +25,26 @@ _UNSENT_BYTES = 64 * 1024
 _HEADERS = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # else nginx holds frames back until it has a buffer full of them
+    "X-Accel-Buffering": "no",  # otherwise nginx holds frames back until its buffer is full
 }
 
 
 class Streams:
     """All streams of one server.
 
-    Each holds its next frame back until the reader has room for it, so that a slow reader costs the write buffers of
-    its connection, some 64 KiB here and in the kernel, and reads later. A reader that goes away ends its own stream and
-    nothing else: at once where the server runs with ``handler_cancellation``, else with the next frame or keep-alive.
+    A stream waits with its next frame until the reader has room for it. A slow reader therefore costs only the write
+    buffers of its connection, about 64 KiB here and in the kernel. A reader that disconnects ends only its own stream:
+    at once if the server runs with ``handler_cancellation``, otherwise with the next frame or comment.
 
-    ``keep_alive`` is how long a stream may be silent before a comment is sent. ``stall`` is how long a reader may leave
-    bytes lying here without taking any; its connection is aborted then, or up to one ``keep_alive`` later.
+    Args:
+        clock: Clock of the store.
+
+        keep_alive: Time without a frame after which the stream sends a comment.
+
+        stall: Time that a reader may leave bytes unread. Then the connection is aborted, at most one ``keep_alive``
+            later.
+
+        most_streams: Maximum number of open streams.
     """
 
     def __init__(self, clock: Clock, *, keep_alive: timedelta, stall: timedelta, most_streams: int) -> None:
@@ -47,15 +54,16 @@ class Streams:
         self._most_streams = most_streams
         self._taken = 0
         self._is_closed = False
-        self._open: dict[asyncio.Future[None], asyncio.Future[None]] = {}  # what asks a stream to end, and says it has
+        # For each stream, the future that asks it to end, and the one that says it has ended.
+        self._open: dict[asyncio.Future[None], asyncio.Future[None]] = {}
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Hold the place of one stream: taken before there is a run, so that a refused request does nothing."""
+        """Reserve one stream. Do this before creating a run, so that a refused request changes nothing."""
         if self._is_closed:
             raise stopping_error()
         if self._taken >= self._most_streams:
-            text = f"The server has {self._most_streams} streams open, and no place for another one. Try again later."
+            text = f"The server has reached its limit of {self._most_streams} open streams. Try again later."
             raise WireError(429, text, type="requests", code="rate_limit_exceeded")
         self._taken += 1
         try:
@@ -64,9 +72,9 @@ class Streams:
             self._taken -= 1
 
     async def send(self, request: web.Request, frames: AsyncGenerator[bytes, None]) -> web.StreamResponse:
-        """Answer a request with ``frames``, each sent as soon as it is there; the generator is closed in the end.
+        """Answer a request with ``frames``, each sent as soon as it is there, and close the generator afterwards.
 
-        Where it raises, or the server stops, a last frame tells the reader so: the run is not touched by either.
+        If the generator raises or the server stops, a last frame tells the reader. Neither affects the run.
         """
         response = web.StreamResponse(headers=_HEADERS)
         loop = asyncio.get_running_loop()
@@ -112,7 +120,7 @@ class Streams:
 
 
 def _bound_unsent(request: web.Request) -> None:
-    """Let the kernel take no megabytes that the reader has no room for: they cost memory, and look as if it read."""
+    """Limit how much the kernel buffers: otherwise it takes megabytes that the reader has not read."""
     transport = request.transport
     socket_ = None if transport is None else transport.get_extra_info("socket")
     if socket_ is not None and socket_.family in {socket.AF_INET, socket.AF_INET6}:
@@ -120,7 +128,7 @@ def _bound_unsent(request: web.Request) -> None:
 
 
 class _ReaderLeftError(Exception):
-    """The connection is gone."""
+    """The reader disconnected."""
 
 
 class _Stream:
@@ -134,19 +142,19 @@ class _Stream:
         self._has_ended = False
 
     async def pump(self, frames: AsyncGenerator[bytes, None]) -> None:
-        """Write frame after frame, each when the reader has room for it, and the end of the answer."""
+        """Write each frame when the reader has room for it, then the end of the answer."""
         try:
             async for frame in frames:
                 await self._write(frame)
-                await asyncio.sleep(0)  # one that has much to catch up with lets the others have their turns
+                await asyncio.sleep(0)  # lets other tasks run while this stream catches up
         except _ReaderLeftError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the status line has been sent
+        except Exception as error:  # noqa: BLE001 - the status line has been sent, so no error answer is possible
             await self._tell(as_wire_error(error, self._request), error)
         await self._end()
 
     async def watch(self, keep_alive: timedelta, stall: timedelta) -> None:
-        """Fill silences, and return when the connection is gone, or was aborted because its reader takes nothing."""
+        """Send comments during silence, and return when the reader has left or is aborted for reading nothing."""
         delay, stuck, taken = min(keep_alive, stall), timedelta(), -1
         while True:
             await self._clock.sleep(delay)
@@ -169,7 +177,7 @@ class _Stream:
         """End the answer because the server stops."""
         transport = self._request.transport
         if transport is not None and transport.get_write_buffer_size():
-            transport.abort()  # who knows when the reader would take what lies there
+            transport.abort()  # the reader may never read the buffered bytes
             return
         await self._tell(stopping_error())
         await self._end()
@@ -177,7 +185,7 @@ class _Stream:
     async def _tell(self, told: WireError, error: Exception | None = None) -> None:
         if error is not None and told.status >= _SERVER_ERROR:
             ids = {"request_id": self._response.headers.get("x-request-id")}
-            _logger.warning("stream broken off", exc_info=error, extra=ids)
+            _logger.warning("The event stream of request %s broke off", ids["request_id"], exc_info=error, extra=ids)
         await self._write(error_frame(error_body(told)))
 
     async def _write(self, data: bytes) -> None:
@@ -197,6 +205,6 @@ class _Stream:
 
 
 def stopping_error() -> WireError:
-    """Return what is told of a server that stops."""
-    text = "The server is stopping. Runs go on when it is back: take the stream up again after the last id that came."
+    """Return the error for a server that stops."""
+    text = "The server is stopping. Runs continue when it is back: resume the stream after the last event id."
     return WireError(503, text, type="server_error")

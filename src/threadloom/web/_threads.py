@@ -1,4 +1,4 @@
-"""The operations on threads and their messages."""
+"""Operations on threads and their messages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def update_thread(request: web.Request) -> web.Response:
 
 async def delete_thread(request: web.Request) -> web.Response:
     thread_id = await own_thread(request)
-    # As the real API did: what is at work in it is stopped.
+    # As in the real API, this stops the active runs of the thread.
     await settings_of(request).store.delete_thread(thread_id, force=True)
     return answer(deleted(thread_id, "thread"))
 
@@ -67,7 +67,7 @@ async def create_message(request: web.Request) -> web.Response:
     message = message_of(request, thread_id, asked)
     key = idempotency_key(request, body)
     try:
-        # The lock is for those who have one run at a time; who lets runs wait or be stopped may speak meanwhile.
+        # Only "reject" locks the thread. The other policies accept messages while a run is active.
         is_locked = (asked.on_busy or settings.on_busy) == "reject"
         kept = await settings.store.append_message(
             thread_id, message, on_busy="reject" if is_locked else "enqueue", key=key

@@ -1,7 +1,7 @@
-"""Our objects as those of the wire: every key that the API's description requires, null where there is nothing.
+"""Converts our objects to those of the API: every key that its description requires, with null for missing values.
 
-What lies in a store may have been written by another program, and need not be what a client can read: what has no
-place in the API's words is told by the nearest that has (``docs/wire.md``).
+An external writer may have stored values that clients cannot read. Words that the API does not know become the nearest
+word that it knows (``docs/wire.md``).
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def page_to_wire(page: Page[Any]) -> Json:
 
 
 def deleted(id_: str, kind: str) -> Json:
-    """Return the JSON object that says that an object is gone; ``kind`` is the word for what it was."""
+    """Return the JSON object that confirms a deletion. ``kind`` is the kind of the object."""
     return {"id": id_, "object": f"{kind}.deleted", "deleted": True}
 
 
@@ -228,7 +228,7 @@ def _required_action(action: RequiredAction | None) -> Json | None:
 
 
 def _metadata(metadata: Any) -> dict[str, str]:
-    """Return what a client can read: other programs may have put any JSON there."""
+    """Return metadata that clients can read: external writers may have stored any JSON."""
     if not isinstance(metadata, Mapping):
         return {}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}

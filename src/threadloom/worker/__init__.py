@@ -1,4 +1,4 @@
-"""Runs queued runs: a worker takes them from a store and hands each to one async function that the user wrote."""
+"""Workers: a worker claims queued runs from a store and passes each to a handler, an async function of the user."""
 
 from threadloom.worker._context import RunContext
 from threadloom.worker._handler import Handler

@@ -1,4 +1,4 @@
-"""A conversation in the form that chat-completions servers take."""
+"""Converts a conversation to the messages of a chat-completions request."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Chat = list[dict[str, Any]]
 
 
 def chat_messages(run: Run, messages: Sequence[Message], steps: Iterable[RunStep]) -> Chat:
-    """Return instructions, messages and what the run did by ``steps``, in the order in which a model has to see it.
+    """Return instructions, messages and completed steps in the order in which a model must see them.
 
-    What the run itself has written comes last, in the order of its steps: each message, and each step's calls as one
-    message of the assistant, followed by one for each output.
+    The run's own work comes last, in the order of its steps. A message stays a message. The calls of a step become one
+    message of the assistant, followed by one message per output.
     """
     own = {message.id: message for message in messages if message.run_id == run.id}
     done: Chat = []
@@ -48,14 +48,14 @@ def chat_messages(run: Run, messages: Sequence[Message], steps: Iterable[RunStep
                     ],
                 }
             )
-            # Every call needs its answer there, also one whose tool had nothing to say.
+            # Chat completions require an answer to every call, even if a tool returned nothing.
             done += [{"role": "tool", "tool_call_id": call.id, "content": call.function.output or ""} for call in calls]
         elif isinstance(step.step_details, MessageCreation):
             message = own.pop(step.step_details.message_id, None)
             if message is not None:
                 done.append(_chat_message(message))
     system: Chat = [{"role": "system", "content": run.instructions}] if run.instructions else []
-    # Of the run's own, these have no completed step: added by hand, or cut off in the middle.
+    # Messages of the run without a completed step were added by hand, or are incomplete.
     before = [_chat_message(message) for message in messages if message.run_id != run.id or message.id in own]
     return [*system, *before, *done]
 
@@ -73,7 +73,7 @@ def _part(block: Content) -> dict[str, Any]:
         case ImageUrlContent():
             return {"type": "image_url", "image_url": _picture("url", block.url, block.detail)}
         case ImageFileContent():
-            # Chat completions have no such part. A server of one's own may; it must not be left out without a word.
+            # Chat completions have no such part. Some servers do, and dropping it silently would hide the image.
             return {"type": "image_file", "image_file": _picture("file_id", block.file_id, block.detail)}
         case RefusalContent(refusal=refusal):
             return {"type": "refusal", "refusal": refusal}

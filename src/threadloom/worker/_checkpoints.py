@@ -1,4 +1,4 @@
-"""Results that a handler finds out once for its whole run."""
+"""Checkpoints: results that a handler computes once per run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Checkpoints"]
 
 @define
 class _Turnstile:
-    """Lets one task at a time find out one result."""
+    """Lets one task at a time compute the result of one checkpoint."""
 
     lock: asyncio.Lock = field(factory=asyncio.Lock)
     inside: asyncio.Task[Any] | None = None
 
 
 class Checkpoints:
-    """What a run's handler has kept, as JSON text, so that nobody holds what another one changes."""
+    """Results that the handler of a run has kept, as JSON text, so that no caller can change the result of another."""
 
     def __init__(self, store: ThreadStore, claim: Claim, writer: RunWriter) -> None:
         self._store = store
@@ -36,20 +36,20 @@ class Checkpoints:
         self._writer = writer
         self._kept: dict[str, bytes] = {}
         self._turnstiles: dict[str, _Turnstile] = {}
-        # A run that nobody worked on before has kept nothing, and nothing is read for it.
+        # A run that no worker has claimed before has no checkpoints, so there is nothing to read.
         self._is_read = not claim.has_past
         self._reading = asyncio.Lock()
 
     async def result_of(self, name: str, function: Callable[[], Any]) -> Any:
-        """Return the kept result of ``name``, or call ``function`` for it, keep what it returns, and return that."""
+        """Return the kept result of ``name``, or call ``function``, keep its result and return it."""
         self._writer.check()
         if not isinstance(name, str):
-            raise InvalidInputError(f"The name of a checkpoint is a str, not {type(name).__name__}.")
+            raise InvalidInputError(f"The name of a checkpoint must be a str, not {type(name).__name__}.")
         if not callable(function):
             raise InvalidInputError(f"A checkpoint needs a function without arguments, not {function!r}.")
         turnstile = self._turnstiles.setdefault(name, _Turnstile())
         if turnstile.inside is asyncio.current_task():
-            raise InvalidInputError(f"The checkpoint {name!r} is asked for within its own function.")
+            raise InvalidInputError(f"The function of checkpoint {name!r} asks for the same checkpoint.")
         async with turnstile.lock:
             turnstile.inside = asyncio.current_task()
             try:
@@ -68,7 +68,9 @@ class Checkpoints:
             _check_json(name, result)
             text = codec.dump_line(result)
         except RecursionError:
-            raise InvalidInputError(f"The result of checkpoint {name!r} is nested too deeply, or in itself.") from None
+            raise InvalidInputError(
+                f"The result of checkpoint {name!r} is nested too deeply or contains itself."
+            ) from None
         checkpoint = Checkpoint(name, codec.load(text, "a checkpoint"))
         await self._writer.keep(checkpoint, lambda: self._kept.__setitem__(name, text))
 
@@ -81,7 +83,7 @@ class Checkpoints:
 
 
 def _check_json(name: str, value: object) -> None:
-    """Raise for what JSON has no word for: it would come back as something else, or not at all."""
+    """Raise for a value that JSON cannot represent: it would come back different, or not at all."""
     match value:
         case None | bool() | int() | str():
             pass
@@ -91,7 +93,7 @@ def _check_json(name: str, value: object) -> None:
             for key, item in value.items():
                 if not isinstance(key, str):
                     raise InvalidInputError(
-                        f"The result of checkpoint {name!r} is not JSON: {key!r} is the key of an object, and no str."
+                        f"The result of checkpoint {name!r} is not JSON: the key {key!r} is not a str."
                     )
                 _check_json(name, item)
         case list() | tuple():
@@ -99,5 +101,5 @@ def _check_json(name: str, value: object) -> None:
                 _check_json(name, item)
         case _:
             raise InvalidInputError(
-                f"The result of checkpoint {name!r} is not JSON: it has {type(value).__name__} {value!r:.60} in it."
+                f"The result of checkpoint {name!r} is not JSON: it contains {type(value).__name__} {value!r:.60}."
             )

@@ -1,4 +1,4 @@
-"""The user's function: what may be one, and what it does when it is called."""
+"""The handler: which functions are valid, and how to call one."""
 
 from __future__ import annotations
 
@@ -13,44 +13,41 @@ from threadloom.worker._parts import MessageWriter
 __all__ = ["Handler", "call_handler", "check_handler"]
 
 Handler = Callable[[RunContext], Awaitable[str | None] | AsyncIterable[str]]
-"""One turn of a run: ``async def handler(ctx)`` that returns a text or none, or an async generator of pieces of text.
+"""One turn of a run: ``async def handler(ctx)`` that returns a text or None, or an async generator of pieces of text.
 
-Anything that returns such a thing when it is called with a ``RunContext`` will do: a bound method, a
-``functools.partial``, an object with ``__call__``.
+Any callable that returns one of these for a ``RunContext`` is a handler, such as a bound method, a
+``functools.partial``, or an object with ``__call__``.
 """
 
 
 def check_handler(handler: Handler) -> None:
-    """Raise ``InvalidInputError`` for what cannot be a handler, as far as one can see before calling it."""
+    """Raise ``InvalidInputError`` if ``handler`` cannot be a handler, as far as that is visible before a call."""
     if not callable(handler):
-        raise InvalidInputError(f"The handler must be an async function of one RunContext, not {handler!r}.")
+        raise InvalidInputError(f"The handler must be an async function that takes a RunContext, not {handler!r}.")
     if inspect.isgeneratorfunction(handler):
-        raise InvalidInputError("The handler is a plain generator function; make it 'async def'.")
+        raise InvalidInputError("The handler is a plain generator function: make it 'async def'.")
     try:
         signature = inspect.signature(handler)
-    except (TypeError, ValueError):  # some builtins have none
+    except (TypeError, ValueError):  # some builtins have no signature
         return
     try:
         signature.bind(None)
     except TypeError as error:
-        raise InvalidInputError(f"The handler must take one RunContext: {error}.") from None
+        raise InvalidInputError(f"The handler must take a single RunContext: {error}.") from None
 
 
 async def call_handler(handler: Handler, ctx: RunContext) -> str | MessageWriter | None:
-    """Return the text that the handler returned, or the message that it streamed, still open, or none.
-
-    What the handler raises is raised.
-    """
+    """Return the text that the handler returned, the still open message that it streamed, or None."""
     result: object = handler(ctx)
     if inspect.isawaitable(result):
         text = await result
         if text is None or isinstance(text, str):
             return text
-        raise InvalidInputError(f"The handler returned {type(text).__name__}; it may return a str or None.")
+        raise InvalidInputError(f"The handler returned {type(text).__name__}, but it must return a str or None.")
     if isinstance(result, AsyncIterable):
         return await _stream(result, ctx)
     raise InvalidInputError(
-        f"The handler returned {type(result).__name__}, which cannot be awaited; make it 'async def'."
+        f"The handler returned {type(result).__name__}, which cannot be awaited: make it 'async def'."
     )
 
 
@@ -58,7 +55,7 @@ async def _stream(pieces: AsyncIterable[str], ctx: RunContext) -> MessageWriter 
     message: MessageWriter | None = None
     async with AsyncExitStack() as stack:
         if hasattr(pieces, "aclose"):
-            # A generator that waits in a ``yield`` hears of a cancellation only by being closed.
+            # A generator suspended at a ``yield`` notices a cancellation only when it is closed.
             stack.push_async_callback(pieces.aclose)
         async for piece in pieces:
             if message is None:

@@ -1,8 +1,9 @@
-"""One claimed run, from its handler's start to the act that ends it, whatever comes between."""
+"""Executes one claimed run, from the start of its handler to the transaction that ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
@@ -12,9 +13,9 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from threadloom.errors import InvalidTransitionError, LeaseLostError, NotFoundError, StoreError
-from threadloom.lifecycle import RunWrite
+from threadloom.errors import InvalidTransitionError, LeaseLostError, NotFoundError, StoreError, StoreIOError
 from threadloom.models import IncompleteDetails, Run, RunError, RunStatus
+from threadloom.records import RunWrite
 from threadloom.store import Claim, ThreadStore
 from threadloom.tasks import finish
 from threadloom.worker._context import RunContext
@@ -28,15 +29,24 @@ __all__ = ["HandlerOptions", "RunKeeper"]
 logger = logging.getLogger("threadloom")
 
 _SECOND_NS = 1_000_000_000
-_LONGEST_SLEEP = timedelta(hours=1)  # to the next look at a clock that an administrator may set
-_SHORTEST_NAG = timedelta(seconds=1)  # between two cancellations of one handler, also where there is no grace
-_SAID = {RunStatus.QUEUED: "run put back", RunStatus.REQUIRES_ACTION: "run waits for tools"}
-_LAST_TRIES = 3  # at a write that fails, once the worker is stopping
+_LONGEST_SLEEP = timedelta(hours=1)  # before it reads the wall clock again, which someone may set
+_SHORTEST_NAG = timedelta(seconds=1)  # between two cancellations of one handler, even if ``grace`` is zero
+_LAST_TRIES = 3  # of a failing write, once the worker is stopping
 
 
 @frozen(kw_only=True)
 class HandlerOptions:
-    """What a worker does with its handler."""
+    """How a worker calls its handler.
+
+    Attributes:
+        handler: The handler.
+
+        retry: When to try again if the handler raises. None for a single attempt.
+
+        run_timeout: Maximum time for one call of the handler. None for no limit.
+
+        grace: Time between two cancellations of a handler that ignores them.
+    """
 
     handler: Handler
     retry: RetryPolicy | None
@@ -45,17 +55,17 @@ class HandlerOptions:
 
 
 class _Cause(Enum):
-    """Why a handler was cancelled; the first cause stands."""
+    """Why a handler was cancelled. The first cause counts."""
 
     ASKED = auto()  # the run is ``cancelling``
-    LOST = auto()  # the lease is not live any more: forced, a foreign status, deleted
+    LOST = auto()  # the lease is not live: the run was forced, changed by an external writer, or deleted
     EXPIRED = auto()
-    STOPPING = auto()  # the worker is
+    STOPPING = auto()  # the worker stops
 
 
 @frozen
 class _Raised:
-    """What a handler raised. A value, because asyncio lets some exceptions of a task out through the event loop."""
+    """What a handler raised, as a value: asyncio lets some exceptions of a task escape through the event loop."""
 
     error: BaseException
 
@@ -64,7 +74,7 @@ _Result = str | MessageWriter | _Raised | None
 
 
 class RunKeeper:
-    """Keeps one claimed run: calls the handler, hears of what should stop it, and writes how it ended."""
+    """Executes one claimed run: calls the handler, watches for reasons to cancel it, and writes the result."""
 
     def __init__(self, store: ThreadStore, claim: Claim, options: HandlerOptions) -> None:
         self._store = store
@@ -86,9 +96,10 @@ class RunKeeper:
             "worker_id": claim.lease.worker_id,
             "attempt": claim.lease.attempt,
         }
+        self._run_and_thread = (claim.lease.run_id, claim.lease.thread_id)
 
     async def keep(self) -> None:
-        """Call the handler, wait for its end, and write what came of it. It raises nothing but a cancellation."""
+        """Call the handler, wait until it ends, and write the result. Raise nothing except a cancellation."""
         if self._cause is not None:
             await self.put_back()
             return
@@ -96,7 +107,13 @@ class RunKeeper:
         if passed is not None:
             await self._close(self._ending(RunStatus.INCOMPLETE, incomplete_details=IncompleteDetails(passed)))
             return
-        logger.info("run started", extra=self._ids)
+        logger.info(
+            "Run %s of thread %s started on worker %s, attempt %s",
+            *self._run_and_thread,
+            self._lease.worker_id,
+            self._lease.attempt,
+            extra=self._ids,
+        )
         handler = self._handler = asyncio.create_task(self._call())
         self._help(self._watch())
         if self._run.expires_at is not None:
@@ -110,7 +127,7 @@ class RunKeeper:
         await self._writer.end()
         if handler.cancelled():
             if cancelled is not None and self._cause is None:
-                self._cause = _Cause.STOPPING  # the loop is being torn down, and had cancelled the handler before us
+                self._cause = _Cause.STOPPING  # the loop is shutting down and cancelled the handler before this task
             result: _Result = _Raised(asyncio.CancelledError())
         else:
             error = handler.exception()
@@ -120,17 +137,17 @@ class RunKeeper:
             raise cancelled
 
     async def put_back(self) -> None:
-        """Give the run back to the queue, before its handler was called."""
+        """Requeue the run without calling its handler."""
         await self._write_last(RunWrite(status=RunStatus.QUEUED))
 
     def stop(self) -> None:
-        """Cancel the handler, as the worker is stopping, and let its run go back to the queue."""
+        """Cancel the handler because the worker stops, and requeue its run."""
         self._is_hurried = True
         if self._pause is not None:
             self._pause.cancel()
         self._interrupt(_Cause.STOPPING)
 
-    # While the handler is at work
+    # While the handler runs
 
     async def _call(self) -> _Result:
         try:
@@ -139,32 +156,37 @@ class RunKeeper:
             return await call_handler(self._options.handler, self._ctx)
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this run and nothing else
+        except BaseException as error:  # noqa: BLE001 - any exception ends this run and nothing else
             return _Raised(error)
 
     async def _recall(self) -> None:
-        """Tell the context what the run did before."""
+        """Tell the context what earlier attempts and turns of the run completed."""
         failures = 0
         while True:
             try:
                 steps = await self._store.list_steps(self._run.thread_id, self._run.id)
             except StoreError as error:
                 failures += 1
-                self.log_failure("read failed", error)
+                self.log_failure("Could not read the steps of run %s of thread %s", error)
                 if failures >= STORE_PATIENCE.max_attempts:
                     raise
                 await self._clock.sleep(STORE_PATIENCE.delay_after(failures))
             else:
                 break
         for damage in steps.damaged:
-            logger.warning("step set aside", exc_info=damage, extra=self._ids)
+            logger.warning(
+                "Skipped a damaged step of run %s of thread %s",
+                *self._run_and_thread,
+                exc_info=damage,
+                extra=self._ids,
+            )
         self._writer.past.recall(steps)
 
     def _help(self, work: Coroutine[Any, Any, None]) -> None:
         self._helpers.append(asyncio.create_task(work))
 
     def _interrupt(self, cause: _Cause) -> None:
-        """Cancel the handler, unless it is done: then what it did is written, if the store still allows it."""
+        """Cancel the handler, unless it is done: then its result is written if the store still allows it."""
         if self._cause is not None or (self._handler is not None and self._handler.done()):
             return
         self._cause = cause
@@ -173,15 +195,19 @@ class RunKeeper:
             self._help(self._nag(self._handler))
 
     async def _nag(self, handler: asyncio.Task[_Result]) -> None:
-        """Cancel again, and say so, as long as the handler ignores it. Its slot stays taken."""
+        """Cancel the handler again, and log it, until it ends. It keeps its slot."""
         while True:
             await self._clock.sleep(max(self._options.grace, _SHORTEST_NAG))
-            logger.warning("handler ignores its cancellation", extra=self._ids)
+            logger.warning(
+                "The handler ignored its cancellation in run %s of thread %s",
+                *self._run_and_thread,
+                extra=self._ids,
+            )
             handler.cancel()
 
     async def _watch(self) -> None:
         if self._handler is not None and self._handler.done():
-            return  # it never waited for anything, and there is nothing to stop
+            return  # it never awaited anything, so there is nothing to cancel
         failures = 0
         while True:
             try:
@@ -189,9 +215,9 @@ class RunKeeper:
             except LeaseLostError:
                 self._interrupt(_Cause.LOST)
                 return
-            except Exception as error:  # noqa: BLE001 - a run must not go on unwatched
+            except Exception as error:  # noqa: BLE001 - an unwatched run could not be cancelled
                 failures += 1
-                self.log_failure("watch failed", error)
+                self.log_failure("Could not watch run %s of thread %s", error)
                 await self._clock.sleep(STORE_PATIENCE.delay_after(failures))
             else:
                 self._interrupt(_Cause.ASKED)
@@ -206,24 +232,34 @@ class RunKeeper:
         await self._clock.sleep(delay)
         self._interrupt(_Cause.EXPIRED)
 
-    # When it has ended
+    # After the handler has ended
 
     async def _end(self, result: _Result) -> None:
         error = result.error if isinstance(result, _Raised) else None
         if error is not None and self._writer.ending is None and not self._was_told(error):
-            self.log_failure("handler failed", error)
+            self.log_failure("The handler failed in run %s of thread %s", error)
         if self._cause is _Cause.LOST:
-            await self._settle()
+            await self._finalize()
             return
         await self._close(self._last_write(result))
 
     async def _close(self, work: RunWrite) -> None:
         status = await self._write_last(work)
         if status is not None:
-            logger.info(_SAID.get(status, "run ended"), extra={**self._ids, "status": status})
+            self._log_end(status)
+
+    def _log_end(self, status: RunStatus) -> None:
+        ids = {**self._ids, "status": status}
+        match status:
+            case RunStatus.QUEUED:
+                logger.info("Run %s of thread %s was requeued", *self._run_and_thread, extra=ids)
+            case RunStatus.REQUIRES_ACTION:
+                logger.info("Run %s of thread %s waits for tool outputs", *self._run_and_thread, extra=ids)
+            case _:
+                logger.info("Run %s of thread %s ended as %s", *self._run_and_thread, status, extra=ids)
 
     def _was_told(self, error: BaseException) -> bool:
-        """Whether ``error`` is no more than the answer to a cancellation, or to a lease that is lost."""
+        """Return whether ``error`` only results from a cancellation or from a lost lease."""
         return isinstance(error, LeaseLostError) or (
             self._cause is not None and isinstance(error, asyncio.CancelledError)
         )
@@ -236,7 +272,7 @@ class RunKeeper:
                 return self._ending(RunStatus.EXPIRED)
         ending = self._writer.ending
         if ending is not None:
-            # What comes with it is the next step, before which the one that was left open has to end.
+            # The items contain the next step, so a step that the handler left open must end first.
             items = ending.items and self._writer.left_open() + ending.items
             tokens = self._writer.tokens
             return attrs.evolve(ending, items=items, usage=tokens.usage, spent=tokens.spent_before)
@@ -247,11 +283,15 @@ class RunKeeper:
         return self._ending(RunStatus.COMPLETED, items=self._completing(result))
 
     def _ending(self, status: RunStatus, **fields: Any) -> RunWrite:
-        """Return the act that ends the run, with the tokens that it has come to."""
+        """Return the transaction that ends the run, with the tokens it has used."""
         tokens = self._writer.tokens
         return RunWrite(status=status, usage=tokens.usage, spent=tokens.spent_before, **fields)
 
     def _failing(self, error: BaseException) -> RunWrite:
+        if isinstance(error, OSError | StoreIOError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+            # The process has too many files open, which is no fault of the run: no attempt is counted.
+            retry_at = self._clock.time_ns() // _SECOND_NS + 1
+            return RunWrite(status=RunStatus.QUEUED, spent=self._writer.tokens.spent, retry_at=retry_at)
         retry = self._options.retry
         if retry is not None and self._lease.attempt < retry.max_attempts:
             delay_ns = retry.delay_after(self._lease.attempt) // timedelta(microseconds=1) * 1_000
@@ -260,7 +300,7 @@ class RunKeeper:
             return RunWrite(status=RunStatus.QUEUED, spent=spent, attempt_failed=True, retry_at=retry_at)
         shown = raised(error)
         if isinstance(error, asyncio.CancelledError):
-            shown = RunError("server_error", "The handler was cancelled from within.")
+            shown = RunError("server_error", "The handler cancelled itself.")
         return self._ending(RunStatus.FAILED, error=shown)
 
     def _completing(self, result: str | MessageWriter | None) -> Items:
@@ -274,53 +314,62 @@ class RunKeeper:
                 return self._writer.left_open()
 
     async def _write_last(self, work: RunWrite) -> RunStatus | None:
-        """Write the act that gives the lease back, as ``work`` or as what the run allows; none if it is lost."""
+        """Write the transaction that releases the lease: ``work``, or the one that the run allows.
+
+        Return the new status, or None if the lease is lost or the worker gave up.
+        """
         failed = RunWrite(
-            status=RunStatus.FAILED, error=RunError("server_error", "What the handler returned cannot be kept.")
+            status=RunStatus.FAILED, error=RunError("server_error", "The result of the handler cannot be stored.")
         )
         while True:
             try:
                 run = await self._patiently(lambda work=work: self._store.write_run(self._lease, work))  # type: ignore[misc]
             except LeaseLostError:
-                await self._settle()
+                await self._finalize()
                 return None
-            except InvalidTransitionError:  # it was asked to stop in the last moment
+            except InvalidTransitionError:  # someone asked the run to stop at the last moment
                 work = self._ending(RunStatus.CANCELLED)
-            except Exception as error:  # noqa: BLE001 - the worker goes on, and the run must not stay open
-                self.log_failure("write failed", error)
+            except Exception as error:  # noqa: BLE001 - the worker must continue, and the run must not stay open
+                self.log_failure("Could not write run %s of thread %s", error)
                 if work is failed:
                     return None
                 work = failed
             else:
                 return None if run is None else run.status
 
-    async def _settle(self) -> None:
-        logger.info("run lost", extra=self._ids)
+    async def _finalize(self) -> None:
+        logger.info("Worker %s lost run %s of thread %s", self._lease.worker_id, *self._run_and_thread, extra=self._ids)
         try:
-            await self._patiently(lambda: self._store.settle_run(self._lease.thread_id, self._lease.run_id))
+            await self._patiently(lambda: self._store.finalize_run(self._lease.thread_id, self._lease.run_id))
         except NotFoundError:
-            pass  # deleted, with all that was open
-        except Exception as error:  # noqa: BLE001 - the worker goes on
-            self.log_failure("settlement failed", error)
+            pass  # the run was deleted, so nothing is open
+        except Exception as error:  # noqa: BLE001 - the worker must continue
+            self.log_failure("Could not finalize run %s of thread %s", error)
 
     async def _patiently(self, write: Callable[[], Awaitable[Run]]) -> Run | None:
-        """Return what ``write`` returns, tried again where the store cannot do its work; none where it is given up."""
+        """Return the result of ``write``, retrying if the store fails. Return None after giving up."""
         failures = 0
         while True:
             try:
                 return await write()
             except StoreError as error:
                 failures += 1
-                self.log_failure("write failed", error)
+                self.log_failure("Could not write run %s of thread %s", error)
                 if failures >= (_LAST_TRIES if self._is_hurried else STORE_PATIENCE.max_attempts):
-                    # The lease stays with this worker, and recovery takes the run over when the worker is gone.
-                    logger.error("run given up", extra=self._ids)  # noqa: TRY400 - told above
+                    # The worker keeps the lease. Once it is gone, another worker reclaims the run.
+                    logger.error("Gave up run %s of thread %s", *self._run_and_thread, extra=self._ids)  # noqa: TRY400 - the traceback is logged above
                     return None
                 self._pause = asyncio.create_task(self._clock.sleep(STORE_PATIENCE.delay_after(failures)))
                 cancelled = await finish(self._pause, when_cancelled=self.stop)
                 if cancelled is not None:
                     raise cancelled from None
 
-    def log_failure(self, event: str, error: BaseException) -> None:
-        """Log an error with its traceback and the ids of the run."""
-        logger.error(event, exc_info=error, extra=self._ids)
+    def log_failure(self, message: str, error: BaseException) -> None:
+        """Log an error with its traceback.
+
+        Args:
+            message: The message, with a ``%s`` for the id of the run and one for the id of the thread.
+
+            error: The error.
+        """
+        logger.error(message, *self._run_and_thread, exc_info=error, extra=self._ids)

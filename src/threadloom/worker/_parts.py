@@ -1,4 +1,4 @@
-"""What a handler fills piece by piece: a message, and a step with tool calls."""
+"""The parts that a handler fills piece by piece: messages, and steps with tool calls."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ __all__ = ["MessageWriter", "StepWriter", "check_text", "kept_message", "made_ca
 
 
 def check_text(text: object) -> None:
-    """Raise ``InvalidInputError`` for what is no string."""
+    """Raise ``InvalidInputError`` if ``text`` is not a string."""
     if not isinstance(text, str):
-        raise InvalidInputError(f"A message is made of str, not {type(text).__name__}.")
+        raise InvalidInputError(f"The text of a message must be a str, not {type(text).__name__}.")
 
 
 def raised(error: BaseException) -> RunError:
-    """Return what may be shown of an exception to anyone: the name of its class, for its words may hold secrets."""
+    """Return what anyone may see of an exception: only the name of its class, because its message may hold secrets."""
     return RunError("server_error", f"The handler raised {type(error).__name__}.")
 
 
 class MessageWriter(Part):
-    """A message that is streamed: made by ``ctx.message()``, open within its ``async with``.
+    """A streamed message. ``ctx.message()`` returns it, and its ``async with`` block opens and ends it.
 
-    One that an earlier attempt completed at this place of the handler is kept: it is in the thread already, nothing
-    that is written now is added, and ``text`` is what was written then.
+    If an earlier attempt completed a message at this place of the handler, that message is kept: it is already in the
+    thread, new text is dropped, and ``text`` is the earlier text.
     """
 
     kind = "message"
@@ -71,44 +71,49 @@ class MessageWriter(Part):
 
     @property
     def is_kept(self) -> bool:
-        """Whether an earlier attempt completed it, so that there is nothing to write."""
+        """Whether an earlier attempt completed the message. Then there is nothing to write."""
         return self._kept is not None
 
     @property
     def text(self) -> str:
-        """What was written so far; all of it in one that is kept, once it was entered."""
+        """The text written so far. For a kept message, the complete text once the block is entered."""
         return "".join(self._pieces)
 
     async def write(self, text: str) -> None:
-        """Add a piece of text, as one event; an empty one does nothing, nor does any in a message that is kept.
+        """Add text as one event. Empty text, and any text in a kept message, does nothing.
 
-        ``LeaseLostError`` once the run is not this worker's any more.
+        It returns once the text is accepted, before it is written. Texts that arrive while a write is under way go into
+        one transaction, the next one. If that transaction fails, the next call raises its error: ``LeaseLostError`` if
+        the worker no longer holds the run.
+
+        Args:
+            text: The text to add.
         """
         check_text(text)
         if self._kept is not None:
             self._writer.check()
         elif text:
-            await self._writer.add(self, (MessageDelta(self.id, text),), lambda: self._pieces.append(text))
+            await self._writer.add(self, MessageDelta(self.id, text), lambda: self._pieces.append(text))
 
     async def begin(self, text: str) -> bool:
-        """Open the message with its first piece, in one act; do nothing and return false for an empty one."""
+        """Open the message with its first piece in one transaction. For an empty piece, do nothing and return False."""
         check_text(text)
         if text:
             await self._open(text)
         return bool(text)
 
     async def __aenter__(self) -> Self:
-        """Announce the message and its step, in one act."""
+        """Open the message and its step in one transaction."""
         await self._open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the message and its step, in one act; leave them open where there was an exception.
+        """End the message and its step in one transaction. After an exception, leave them open.
 
-        Then the end of the run says how they end, or the next message or step if the handler goes on: ``incomplete``
-        because of ``run_failed``, the step ``failed``.
+        The end of the run then decides how they end. If the handler continues instead, the next message or step ends
+        them: the message as ``incomplete`` because of ``run_failed``, the step as ``failed``.
         """
         self.is_left = True
         if error is None and self._kept is None:
@@ -116,7 +121,7 @@ class MessageWriter(Part):
 
     async def _open(self, *first: str) -> None:
         if self._was_opened:
-            raise InvalidInputError("A message is opened once: take another ctx.message() for the next one.")
+            raise InvalidInputError("A message can be opened once: call ctx.message() again for the next one.")
         self._was_opened = True
         if self._kept is not None:
             self._pieces.append((await kept_message(self._store, self._writer, self._kept)).text)
@@ -126,19 +131,19 @@ class MessageWriter(Part):
         self._pieces.extend(first)
 
     def opening(self, now: int) -> Items:
-        """Return what announces the message."""
+        """Return the items that open the message."""
         self._message = attrs.evolve(self._message, created_at=now)
         self._step = attrs.evolve(self._step, created_at=now)
         return (self._step, self._message)
 
     def completing(self, now: int) -> Items:
-        """Return what ends it, whole; nothing for one that is kept."""
+        """Return the items that complete the message. Empty for a kept message."""
         if self._kept is not None:
             return ()
         return (_completed(self._message, self.text, now), _ended(self._step, RunStepStatus.COMPLETED, now))
 
     def failing(self, now: int) -> Items:
-        """Return what ends it where it was left."""
+        """Return the items that end the message after the handler left it open."""
         message = attrs.evolve(
             self._message,
             status=MessageStatus.INCOMPLETE,
@@ -150,10 +155,10 @@ class MessageWriter(Part):
 
 
 class StepWriter(Part):
-    """A step in which the handler calls tools itself: made by ``ctx.step(calls)``, open within its ``async with``.
+    """A step for tools that the handler executes. ``ctx.step(calls)`` returns it; its ``async with`` opens and ends it.
 
-    One that an earlier attempt completed at this place of the handler is kept: ``calls`` are those of that attempt,
-    with their outputs, whatever calls were handed in now; nothing is written, and outputs that are set are passed over.
+    If an earlier attempt completed a step at this place of the handler, that step is kept: ``calls`` are the earlier
+    calls with their outputs, whatever the new calls, nothing is written, and new outputs are dropped.
     """
 
     kind = "step"
@@ -178,30 +183,38 @@ class StepWriter(Part):
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
-        """The calls, in the order they were handed in, with the outputs they have so far."""
+        """The calls in their order, with the outputs set so far."""
         return tuple(self._calls.values())
 
     @property
     def is_kept(self) -> bool:
-        """Whether an earlier attempt completed it, so that there is nothing to do."""
+        """Whether an earlier attempt completed the step. Then there is nothing to do."""
         return self._kept is not None
 
     def set_output(self, call: ToolCall | str, output: str) -> None:
-        """Note the output of a call, named by itself or by its id; it is written when the step ends."""
+        """Set the output of a call. It is written when the step ends.
+
+        Args:
+            call: The call, or its id.
+
+            output: The output, any text.
+        """
         if not isinstance(output, str):
-            raise InvalidInputError(f"The output of a call is a str, not {type(output).__name__}.")
+            raise InvalidInputError(f"The output of a call must be a str, not {type(output).__name__}.")
         if self._kept is not None:
             return
         id_ = call.id if isinstance(call, ToolCall) else call
         if id_ not in self._calls:
-            raise InvalidInputError(f"{id_!r} is no call of this step, which has {', '.join(self._calls) or 'none'}.")
+            raise InvalidInputError(
+                f"{id_!r} is not a call of this step; it has {', '.join(self._calls) or 'no calls'}."
+            )
         old = self._calls[id_]
         self._calls[id_] = attrs.evolve(old, function=attrs.evolve(old.function, output=output))
 
     async def __aenter__(self) -> Self:
-        """Announce the step and its calls, in one act."""
+        """Open the step with its calls in one transaction."""
         if self._was_opened:
-            raise InvalidInputError("A step is opened once: take another ctx.step() for the next one.")
+            raise InvalidInputError("A step can be opened once: call ctx.step() again for the next one.")
         self._was_opened = True
         if self._kept is None:
             await self._writer.open(self)
@@ -213,9 +226,9 @@ class StepWriter(Part):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the step: ``completed`` with the outputs, or ``failed`` at once where there was an exception.
+        """End the step: as ``completed`` with the outputs, or as ``failed`` after an exception.
 
-        A cancellation, ``ctx.fail`` and ``ctx.incomplete`` leave it to the end of the run to say how it ends.
+        After a cancellation, ``ctx.fail`` or ``ctx.incomplete``, the end of the run decides how the step ends.
         """
         self.is_left = True
         if self._kept is not None:
@@ -227,12 +240,12 @@ class StepWriter(Part):
             await self._writer.close(self, lambda now: (self._with(RunStepStatus.FAILED, now, reason),))
 
     def opening(self, now: int) -> Items:
-        """Return what announces the step."""
+        """Return the items that open the step."""
         self._step = attrs.evolve(self._step, created_at=now, step_details=ToolCalls(self.calls))
         return (self._step, *(StepDelta(self.id, index, call) for index, call in enumerate(self.calls)))
 
     def failing(self, now: int) -> Items:
-        """Return what ends it where it was left."""
+        """Return the items that end the step after the handler left it open."""
         return (self._with(RunStepStatus.FAILED, now, RunError("server_error", "The handler left the step.")),)
 
     def _completing(self, now: int) -> Items:
@@ -244,31 +257,31 @@ class StepWriter(Part):
 
 
 def made_calls(calls: Iterable[FunctionCall | ToolCall]) -> tuple[ToolCall, ...]:
-    """Return the calls, with ids for those that have none, or raise ``InvalidInputError``."""
+    """Return the calls, with new ids where they have none, or raise ``InvalidInputError``."""
     made = tuple(ToolCall.new(call) if isinstance(call, FunctionCall) else call for call in calls)
     if len({call.id for call in made if isinstance(call, ToolCall)}) != len(made):
-        raise InvalidInputError("The calls of a step must be FunctionCall or ToolCall, each id once.")
+        raise InvalidInputError("The calls of a step must be FunctionCall or ToolCall objects with distinct ids.")
     for call in made:
         if not isinstance(call.function.name, str) or not isinstance(call.function.arguments, str):
-            raise InvalidInputError(f"The name and the arguments of a call are strings, unlike in {call.function!r}.")
+            raise InvalidInputError(f"The name and arguments of a call must be strings, unlike in {call.function!r}.")
     return made
 
 
 async def kept_message(store: ThreadStore, writer: RunWriter, step: RunStep) -> Message:
-    """Return the message that an earlier attempt wrote by ``step``, to whose place the handler has come."""
+    """Return the message that an earlier attempt wrote with ``step``, and count the step as reached."""
     writer.check()
     run, id_ = writer.run, _message_id(step)
     try:
         message = await store.get_message(run.thread_id, id_)
     except MessageNotFoundError:
-        # Somebody deleted it, and means it to be gone: it is not written once more.
+        # Someone deleted the message on purpose, so it is not written again.
         message = _completed(attrs.evolve(_new_message(run, step.created_at), id=id_), "", step.created_at)
     writer.past.reach(step)
     return message
 
 
 def whole_message(run: Run, text: str, now: int, place: Place) -> tuple[Message, Items]:
-    """Return a message with ``text``, and what announces, streams and ends it together with its step."""
+    """Return a message with ``text``, and the items that open, stream and complete it together with its step."""
     announced = _new_message(run, now)
     step = _message_step(announced, run, place)
     delta = (MessageDelta(announced.id, text),) if text else ()

@@ -1,4 +1,4 @@
-"""What a run did before this call of its handler, and how far this call has come in it."""
+"""What earlier attempts and turns of a run completed, and how much of it the handler has reached."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ __all__ = ["Past", "Place", "tool_calls_of"]
 
 @frozen
 class Place:
-    """Where in a handler a message or step is made: after how many tool outputs, and by which of its calls."""
+    """Place of a message or step in a handler.
+
+    Attributes:
+        turn: Number of times that tool outputs were submitted before.
+
+        position: Number of the handler's call in that turn, starting at 1.
+    """
 
     turn: int
     position: int
 
 
 class Past:
-    """The completed steps of a run: those of earlier turns, and those that this call of the handler has come to.
+    """The completed steps that the handler may know: those of earlier turns, and those it has reached in this turn.
 
-    What an earlier attempt completed in the same turn is kept at its place, and counts only once the handler has come
-    there: until then an attempt that is done again knows no more than the first one did.
+    A step that an earlier attempt completed in this turn is kept at its place. It counts only when the handler reaches
+    the place: until then, a retry knows no more than the first attempt did.
     """
 
     def __init__(self, run: Run) -> None:
@@ -35,7 +41,7 @@ class Past:
         self._reached: dict[str, RunStep] = {}
 
     def recall(self, steps: Iterable[RunStep]) -> None:
-        """Take in what the run's steps say, before the handler is called."""
+        """Read the steps of the run, before the handler is called."""
         for step in steps:
             if step.status is not RunStepStatus.COMPLETED or (step.sequence or 0) < self._anew_from:
                 continue
@@ -49,34 +55,34 @@ class Past:
         return Place(self._turn, next(self._positions))
 
     def kept(self, place: Place, kind: RunStepType) -> RunStep | None:
-        """Return the step of this kind that an earlier attempt completed at this place, if one did."""
+        """Return the step of this kind that an earlier attempt completed at this place, or None."""
         return self._kept.get((place, kind))
 
     def reach(self, step: RunStep) -> None:
-        """Count a completed step as done, from now on."""
+        """Count a completed step as reached from now on."""
         if step.turn is not None and step.position is not None:
             self._kept.pop((Place(step.turn, step.position), step.type), None)
         self._reached[step.id] = step
 
     @property
     def steps(self) -> tuple[RunStep, ...]:
-        """The completed steps so far, in their order."""
+        """The completed steps so far, in order."""
         return tuple(self._reached.values())
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The calls of the completed steps so far, in their order."""
+        """The calls of the completed steps so far, in order."""
         return tuple(call for step in self._reached.values() for call in tool_calls_of(step))
 
     @property
     def hidden_messages(self) -> frozenset[str]:
-        """The ids of messages that an earlier attempt wrote, at places to which the handler has not come yet."""
+        """Ids of messages that an earlier attempt wrote, at places that the handler has not reached yet."""
         details = (step.step_details for step in self._kept.values())
         return frozenset(detail.message_id for detail in details if isinstance(detail, MessageCreation))
 
 
 def tool_calls_of(step: RunStep) -> list[ToolCall]:
-    """Return the calls of functions that a step has; none for one that wrote a message."""
+    """Return the function calls of a step. Empty for a step that wrote a message."""
     details = step.step_details
     if not isinstance(details, ToolCalls):
         return []

@@ -1,4 +1,4 @@
-"""How long to wait before something is tried again."""
+"""Delays before a retry."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ __all__ = ["STORE_PATIENCE", "RetryPolicy"]
 
 @frozen(kw_only=True)
 class RetryPolicy:
-    """Gives a run that failed another attempt, each after a longer wait than the one before.
+    """When to try a failed run again. Each delay is longer than the one before.
 
-    ``max_attempts`` counts the first; attempts that ended in a crash count too. The first wait is ``first_delay``,
-    each next one ``factor`` times as long, up to ``max_delay``; to every one a random share of it is added, up to
-    ``jitter``. As a run's ``retry_at`` is a whole second, waits are rounded up to one. ``random`` returns numbers
-    from 0 to 1.
+    ``retry_at`` of a run is a whole second, so delays are rounded up to one.
+
+    Attributes:
+        max_attempts: Maximum number of attempts, including the first and those that ended in a crash. Default 3.
+
+        first_delay: Delay after the first attempt. Default one second.
+
+        factor: Each further delay is this many times as long. Default 2.
+
+        max_delay: Longest delay, before jitter. Default one minute.
+
+        jitter: Largest random share to add to each delay. Default 0.1.
+
+        random: Returns numbers from 0 to 1. Default ``random.random``.
     """
 
     max_attempts: int = 3
@@ -37,10 +47,14 @@ class RetryPolicy:
         if self.first_delay < timedelta() or self.max_delay < timedelta():
             raise InvalidInputError("first_delay and max_delay must not be negative.")
         if self.factor < 1 or self.jitter < 0:
-            raise InvalidInputError("factor must be at least 1, and jitter not negative.")
+            raise InvalidInputError("factor must be at least 1, and jitter must not be negative.")
 
     def delay_after(self, attempt: int) -> timedelta:
-        """Return how long to wait after attempt number ``attempt``, from 1 up, has failed."""
+        """Return the delay after a failed attempt.
+
+        Args:
+            attempt: Number of the attempt, starting at 1.
+        """
         delay = min(self.first_delay, self.max_delay)
         for _ in range(attempt - 1):
             if delay in {timedelta(), self.max_delay}:
@@ -52,4 +66,4 @@ class RetryPolicy:
 STORE_PATIENCE: Final = RetryPolicy(
     max_attempts=12, first_delay=timedelta(milliseconds=100), max_delay=timedelta(seconds=30), jitter=0
 )
-"""How a worker bears with a store that cannot do its work: about two minutes where it has to give up at all."""
+"""How a worker retries when the store fails. It gives up after about two minutes, if it gives up at all."""

@@ -1,4 +1,4 @@
-"""The worker: takes queued runs from a store, so many at a time, and stops in order."""
+"""The worker claims queued runs, executes a limited number of them at a time, and stops in order."""
 
 from __future__ import annotations
 
@@ -25,33 +25,51 @@ __all__ = ["RunWorker"]
 logger = logging.getLogger("threadloom")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_MOST_AT_ONCE = 16  # claims, for a store may do them in one go, in which the loop does nothing else
+_MOST_AT_ONCE = 16  # claims: a store may process a batch at once, which blocks the loop meanwhile
 
 
 class RunWorker:
-    """Takes queued runs from a store, in their order, and calls a handler for each, up to ``concurrency`` at a time.
+    """Claims queued runs from a store and calls a handler for each of them.
 
-    Within ``async with RunWorker(store, handler):`` it is at work; leaving stops it (``close``). It takes runs that
-    any process queued, also before it was started. How a run ends:
+    Use it as ``async with RunWorker(store, handler):``. The worker runs inside the block and stops on exit, as
+    ``close`` does. It claims runs that any process queued, including those queued before it started. A run ends like
+    this:
 
-    * The handler returns: ``completed``. A text it returned, or the pieces it yielded, become the assistant's message.
-    * It raises: ``failed``, with no more than the exception's class in ``last_error``, or, where ``retry`` allows it
-      another attempt, ``queued`` once more.
-    * The run is asked to stop (``request_cancel``): the handler's task is cancelled, then the run is ``cancelled``.
-    * The run is forced, or deleted: the handler's task is cancelled, and the run stays what it was forced to.
-    * Its ``expires_at`` is past, or ``run_timeout``, which one call of the handler may take, counted anew for each
-      attempt: the handler's task is cancelled, then the run is ``expired``.
-    * Its handler's tokens pass ``max_prompt_tokens`` or ``max_completion_tokens``, over all attempts: ``incomplete``.
-    * The worker stops: handlers have ``grace`` to end, then they are cancelled and their runs go back to the queue,
-      which is no failed attempt.
+    * If the handler returns, the run is ``completed``. The returned text, or the yielded pieces, become the assistant's
+      message.
+    * If the handler raises, the run is ``failed``, with only the exception's class in ``last_error``. If ``retry``
+      allows another attempt, the run is ``queued`` again instead.
+    * If someone calls ``request_cancel``, the worker cancels the handler's task and makes the run ``cancelled``.
+    * If someone forces or deletes the run, the worker cancels the handler's task and leaves the run as it is.
+    * If ``expires_at`` or ``run_timeout`` passes, the worker cancels the handler's task and makes the run ``expired``.
+    * If the handler's tokens exceed ``max_prompt_tokens`` or ``max_completion_tokens``, over all attempts, the run is
+      ``incomplete``.
+    * If the worker stops, handlers get ``grace`` to end. Then the worker cancels them and requeues their runs, which
+      does not count as a failed attempt.
 
-    With ``adopt`` it also takes over runs that somebody drives by hand, ``in_progress`` without a worker: for what a
-    program has left so that is not going to come back to it.
+    A handler that ignores its cancellation keeps its slot. The worker cancels it again after each ``grace`` and drops
+    its return value. If the store fails, the worker logs the error and retries with growing delays. All delays use the
+    store's clock. A worker belongs to the event loop in which it was started. You may start a closed worker again; it
+    gets a new ``worker_id`` unless you passed one.
 
-    A handler that ignores its cancellation keeps its slot and is cancelled again after each ``grace``; what it returns
-    then is not kept. Where the store cannot do its work, the worker logs it and tries again, ever more slowly. All
-    waiting is done on the store's clock. A worker belongs to the event loop that it was started in. Once it is closed
-    it may be started again, under a new ``worker_id`` unless one was given.
+    Args:
+        store: Store to claim runs from. Open it before the worker, and close it after the worker.
+
+        handler: Async function that takes a ``RunContext``.
+
+        concurrency: Maximum number of runs at a time. Default 8.
+
+        retry: When to try again if the handler raises. None, the default, for a single attempt.
+
+        run_timeout: Maximum time for one call of the handler, counted anew for each attempt. None, the default, for no
+            limit.
+
+        grace: Time that handlers get to end when the worker stops. Default 10 seconds.
+
+        worker_id: Id under which the worker claims runs. None, the default, for a new one at each start.
+
+        adopt: Whether to take over runs that a program drives by hand, ``in_progress`` without a worker. Use it for
+            runs that their program has abandoned. Default false.
     """
 
     def __init__(
@@ -68,11 +86,11 @@ class RunWorker:
     ) -> None:
         check_handler(handler)
         if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
-            raise InvalidInputError(f"concurrency must be a whole number from 1 up, not {concurrency!r}.")
+            raise InvalidInputError(f"concurrency must be a positive integer, not {concurrency!r}.")
         if run_timeout is not None and run_timeout <= timedelta():
             raise InvalidInputError(f"run_timeout must be positive, or None for no limit, not {run_timeout!r}.")
         if grace < timedelta():
-            raise InvalidInputError(f"grace must not be negative, as {grace!r} is.")
+            raise InvalidInputError(f"grace must not be negative, but it is {grace!r}.")
         if worker_id is not None:
             check_id(worker_id)
         self._store = store
@@ -83,26 +101,26 @@ class RunWorker:
         self._id = worker_id
         self._slots = asyncio.Semaphore(concurrency)
         self._keepers: dict[asyncio.Task[None], RunKeeper] = {}
-        self._taker: asyncio.Task[None] | None = None
+        self._claimer: asyncio.Task[None] | None = None
         self._stopper: asyncio.Task[None] | None = None
         self._grace: asyncio.Task[None] | None = None
         self._stop_asked = asyncio.Event()
 
     @property
     def worker_id(self) -> str | None:
-        """The id under which runs are claimed; none before the first start, unless one was given."""
+        """The id under which the worker claims runs. None before the first start, unless you passed one."""
         return self._id
 
     async def __aenter__(self) -> Self:
-        """Start to take runs; ``ConflictError`` where the worker is at work already."""
-        if self._taker is not None:
-            raise ConflictError("The worker is at work already.")
+        """Start claiming runs. Raise ``ConflictError`` if the worker is already running."""
+        if self._claimer is not None:
+            raise ConflictError("The worker is already running.")
         self._id = self._given_id or f"worker_{secrets.token_hex(16)}"
         self._slots = asyncio.Semaphore(self._concurrency)
         self._stop_asked = asyncio.Event()
         self._stopper = None
-        self._taker = asyncio.create_task(self._take_runs(self._id))
-        logger.info("worker started", extra={"worker_id": self._id})
+        self._claimer = asyncio.create_task(self._claim_runs(self._id))
+        logger.info("Worker %s started", self._id, extra={"worker_id": self._id})
         return self
 
     async def __aexit__(
@@ -112,33 +130,33 @@ class RunWorker:
         await self.close()
 
     async def run_until_stopped(self) -> None:
-        """Work until ``stop`` is called or the process is sent SIGINT or SIGTERM, then stop in order.
+        """Run until ``stop`` is called or the process receives SIGINT or SIGTERM, then stop in order.
 
-        A second signal ends the grace at once. It is for the main thread of a process of its own; the handlers that
-        Python had for the two signals are put back at the end.
+        A second signal ends the grace period at once. Call this in the main thread of a worker-only process. It
+        restores Python's handlers of the two signals at the end.
         """
         with self._signals_heard():
             async with self:
                 await self._stop_asked.wait()
 
     def stop(self) -> None:
-        """Begin to stop, without waiting for it: no run is taken from now on, and the grace begins.
+        """Begin to stop, without waiting: the worker claims no more runs, and the grace period starts.
 
-        For a task of the worker's own event loop, also within a handler.
+        Call it from a task in the worker's event loop. Handlers may call it too.
         """
-        if self._taker is None or self._stopper is not None:
+        if self._claimer is None or self._stopper is not None:
             return
-        logger.info("worker stopping", extra={"worker_id": self._id})
+        logger.info("Worker %s is stopping", self._id, extra={"worker_id": self._id})
         self._stop_asked.set()
-        self._taker.cancel()
+        self._claimer.cancel()
         self._grace = asyncio.create_task(self._store.clock.sleep(self._options.grace))
-        self._stopper = asyncio.create_task(self._stop_in_order(self._taker, self._grace))
+        self._stopper = asyncio.create_task(self._stop_in_order(self._claimer, self._grace))
 
     async def close(self) -> None:
-        """Stop, and return when no run is at work here any more; nothing where the worker is not at work.
+        """Stop, and return when no run executes here any more. Do nothing if the worker is not running.
 
-        Cancelling it ends the grace: handlers are cancelled at once, all is waited for as ever, then the cancellation
-        goes on. A handler must not await it, for it would wait for itself.
+        If the caller is cancelled, the grace period ends and handlers are cancelled at once; ``close`` still waits for
+        them before it raises the cancellation. A handler must not await this method, because it would wait for itself.
         """
         self.stop()
         if self._stopper is None:
@@ -147,27 +165,34 @@ class RunWorker:
         if cancelled is not None:
             raise cancelled
 
-    # Taking runs
+    # Claiming runs
 
-    async def _take_runs(self, worker_id: str) -> None:
+    async def _claim_runs(self, worker_id: str) -> None:
+        """Claim runs and start them, as long as the worker is not stopping."""
         failures = 0
         at_once = 1
-        while self._stopper is None:  # a store that had a claim in hand may have taken the cancellation for itself
+        while self._stopper is None:  # the store may have swallowed the cancellation to complete a claim
             wanted = await self._free_slots(at_once)
+            started = 0
             try:
-                taken = await self._take(worker_id, wanted)
-            except Exception:  # whatever it is, a worker that takes no runs any more would be worse
+                for claim in await self._claim(worker_id, wanted):
+                    self._start_run(claim)
+                    started += 1
+            except Exception:  # a worker that claims no more runs would be worse than any error
                 failures += 1
                 at_once = 1
-                logger.exception("claim failed", extra={"worker_id": worker_id})
+                logger.exception("Worker %s could not claim a run", worker_id, extra={"worker_id": worker_id})
                 await self._store.clock.sleep(STORE_PATIENCE.delay_after(failures))
             else:
                 failures = 0
-                # As long as there are so many, more are asked for, which go to the store's disk together.
-                at_once = min(2 * wanted, self._concurrency, _MOST_AT_ONCE) if taken == wanted else 1
+                # While there are many runs, claim several at once, which costs less than one after the other.
+                at_once = max(1, min(2 * started, self._concurrency, _MOST_AT_ONCE))
+            finally:
+                for _ in range(wanted - started):
+                    self._slots.release()
 
     async def _free_slots(self, most: int) -> int:
-        """Wait until a slot is free, take it, and with it others that are free, and return how many."""
+        """Wait for a free slot, take it with up to ``most - 1`` other free slots, and return how many it took."""
         await self._slots.acquire()
         taken = 1
         while taken < most and not self._slots.locked():
@@ -175,35 +200,15 @@ class RunWorker:
             taken += 1
         return taken
 
-    async def _take(self, worker_id: str, wanted: int) -> int:
-        """Start so many runs, and return how many there were: at least one where one was wanted, which is waited for.
-
-        What was taken is started, or put back, also where something has failed. Slots for what was not are given back.
-        """
-        tasks = [asyncio.create_task(self._take_one(worker_id, waits=wanted == 1)) for _ in range(wanted)]
-        cancelled = await finish(*tasks, when_cancelled=lambda: [task.cancel() for task in tasks])
-        failures = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
-        taken = sum(not task.cancelled() and task.exception() is None and task.result() for task in tasks)
-        for _ in range(wanted - taken):
-            self._slots.release()
-        if cancelled is not None:
-            raise cancelled
-        for error in failures:
-            raise error
-        return taken
-
-    async def _take_one(self, worker_id: str, *, waits: bool) -> bool:
-        """Start a run as soon as it is taken, whatever others are waiting for, and return whether there was one."""
-        take = self._store.claim_run if waits else self._store.try_claim_run
-        claim = await take(worker_id, adopt=self._adopt)
-        if claim is None:
-            return False
-        self._start_run(claim)
-        return True
+    async def _claim(self, worker_id: str, wanted: int) -> list[Claim]:
+        """Return up to ``wanted`` claims. If ``wanted`` is 1, wait for a run."""
+        if wanted == 1:
+            return [await self._store.claim_run(worker_id, adopt=self._adopt)]
+        return await self._store.try_claim_runs(worker_id, wanted, adopt=self._adopt)
 
     def _start_run(self, claim: Claim) -> None:
         keeper = RunKeeper(self._store, claim, self._options)
-        # A claim may arrive although its wait was cancelled: the store had it in hand already.
+        # A claim may succeed even though it was cancelled, if the store had already begun to write it.
         task = asyncio.create_task(keeper.keep() if self._stopper is None else keeper.put_back())
         self._keepers[task] = keeper
         task.add_done_callback(self._end_run)
@@ -212,12 +217,12 @@ class RunWorker:
         keeper = self._keepers.pop(task)
         self._slots.release()
         if not task.cancelled() and (error := task.exception()) is not None:
-            keeper.log_failure("worker failed", error)
+            keeper.log_failure("Unexpected error in run %s of thread %s", error)
 
     # Stopping
 
-    async def _stop_in_order(self, taker: asyncio.Task[None], grace: asyncio.Task[None]) -> None:
-        cancelled = await finish(taker, when_cancelled=self._end_grace)
+    async def _stop_in_order(self, claimer: asyncio.Task[None], grace: asyncio.Task[None]) -> None:
+        cancelled = await finish(claimer, when_cancelled=self._end_grace)
         while self._keepers and not grace.done():
             try:
                 await asyncio.wait({*self._keepers, grace}, return_when=asyncio.FIRST_COMPLETED)
@@ -228,8 +233,8 @@ class RunWorker:
         for keeper in self._keepers.values():
             keeper.stop()
         cancelled = await finish(grace, *self._keepers) or cancelled
-        self._taker = None
-        logger.info("worker stopped", extra={"worker_id": self._id})
+        self._claimer = None
+        logger.info("Worker %s stopped", self._id, extra={"worker_id": self._id})
         if cancelled is not None:
             raise cancelled
 

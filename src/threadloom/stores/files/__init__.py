@@ -1,5 +1,5 @@
-"""A store in plain files."""
+"""The file store."""
 
-from threadloom.stores.files._store import FileStore
+from threadloom.stores.files.file_store import FileStore
 
 __all__ = ["FileStore"]
