@@ -202,6 +202,7 @@ class ThreadFiles:
         for run in self.runs.values():
             run.close()
         self.runs.clear()
+        self._verified.clear()
         self._messages.close()
         self._thread = None
         self._turn = None
@@ -338,6 +339,16 @@ class ThreadFiles:
         """Note that another program has replaced the record of a run in this moment."""
         self._verified.discard(run_id)
         self.doubted.append(run_id)
+
+    def trust(self, run: RunFiles) -> bool:
+        """Take a run as it is known, until the next lock, whatever another program wrote; return whether it is kept.
+
+        No record is ever put in the place of one that is not known: see ``Disk.exchange``.
+        """
+        if self.runs.get(run.run_id) is not run:
+            return False  # it has ended
+        self._verified.add(run.run_id)
+        return True
 
     def drop_run(self, run_id: str) -> None:
         """Keep nothing of a run that has ended."""
