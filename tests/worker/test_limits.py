@@ -188,6 +188,7 @@ class TestLimits(WorkerTests):
                 await tell()
                 ctx.add_usage(prompt_tokens=1)
                 await message.write("a piece")
+                await ctx.checkpoint("piece", lambda: 2)  # a piece is accepted at once, and written with what follows
                 await tell()
             return "done"
 
