@@ -15,6 +15,7 @@ from threadloom import (
     InvalidInputError,
     LeaseLostError,
     Message,
+    MessageDelta,
     MessageStatus,
     RunError,
     RunStatus,
@@ -123,6 +124,27 @@ class TestAnswers(WorkerTests):
         assert [message.text for message in made] == ["one", "two"]
         assert await stage.answers(run) == made
         assert await stage.events(run) == [*BEGINNING, *A_MESSAGE, *A_MESSAGE, "run.completed"]
+
+    async def test_a_piece_is_written_whenever_it_comes_although_nothing_follows_it(self, stage: Stage):
+        async def answer(ctx: RunContext) -> None:
+            number = 0
+            for turns_between in range(30):
+                async with ctx.message() as message:
+                    await message.write("half a ")
+                    for _ in range(turns_between):  # until the first piece is being written, is written, and later
+                        await asyncio.sleep(0)
+                    await message.write("word")
+                    text = ""
+                    async with asyncio.timeout(10):
+                        async for event in stage.store.events(ctx.run.thread_id, ctx.run.id, after=number):
+                            number = event.number
+                            text += event.data.text if isinstance(event.data, MessageDelta) else ""
+                            if text == "half a word":
+                                break
+
+        run = await stage.ask()
+        async with stage.worker(answer):
+            assert (await stage.ended(run)).status is RunStatus.COMPLETED
 
     async def test_a_streamed_message_is_in_the_thread_only_when_it_is_whole(self, stage: Stage):
         seen = []

@@ -114,7 +114,7 @@ class RunWriter:
         self._raise_failure()
         self._deltas.append(delta)
         then()
-        if self._flusher is None:
+        if self._flusher is None or self._flusher.done():  # done, and its callback not called: it writes no more
             self._flusher = asyncio.create_task(self._flush())
             self._flusher.add_done_callback(self._note_flushed)
         if len(self._deltas) >= _MOST_DELTAS:
@@ -130,7 +130,8 @@ class RunWriter:
                 await self._write_items(())
 
     def _note_flushed(self, flusher: asyncio.Task[None]) -> None:
-        self._flusher = None
+        if self._flusher is flusher:
+            self._flusher = None
         if not flusher.cancelled() and flusher.exception() is not None:
             self._failure = flusher.exception()
 
