@@ -63,7 +63,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Work:
-    """A turn of ``_before_work.py`` and what it is told, under the name of its row; it may have rows of its own.
+    """A turn of ``_before_work.py`` and its arguments, under the name of its row; it may have rows of its own.
 
     Where it ``keeps``, each version finds what it has made in the round before.
     """
@@ -81,7 +81,7 @@ class Work:
         return program.take(self.turn, "" if self.in_memory else str(root), *self.about)
 
     def afresh(self, version: str, tree: Path, root: Path) -> Figures:
-        """Have it done by a new process, once to warm up and once more to be counted.
+        """Have it done by a new process, once to warm up and a second time to be counted.
 
         Of one that stays for all rounds, what chance gave it at its start would be taken for the version's.
         """
@@ -93,7 +93,7 @@ class Work:
 
 @dataclass
 class Comparison:
-    """A table of what both versions took in turn; what is ``counted`` is told by the second, in place of its time."""
+    """A table of what both versions took in turn; what is ``counted`` is given per second, in place of its time."""
 
     title: str
     counted: str = ""

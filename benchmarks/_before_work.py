@@ -266,7 +266,7 @@ def tell(process: subprocess.Popen[str], line: str) -> None:
 
 
 async def write(root: str, durability: str, runs: int, count: int) -> Rows:
-    """Be the process that writes, until it is told that it is enough."""
+    """Be the process that writes, until it is told to stop."""
     meter = Meter()
     async with new_store(root, durability) as store, write_words(store, runs, count, meter):
         await asyncio.to_thread(sys.stdin.readline)

@@ -174,14 +174,14 @@ class Backend(ABC):
         ``decide`` is quick, synchronous and pure. It may be called again on a newer view, and in any OS thread. What it
         raises is raised, and nothing is written. ``key`` is an idempotency key of threads: transactions with the same
         one exclude each other. With ``waits`` false, ``StoreBusyError`` is raised at once where somebody else has the
-        thread locked. Afterwards whoever listens to what changed is notified, in every process.
+        thread locked. Afterwards every listener is notified of what changed, in every process.
         """
 
     async def override(self, thread_id: str, run_id: str, change: Callable[[Run], Run]) -> Run | None:
         """Replace a run's record although somebody keeps the thread locked; return the run, None if that is impossible.
 
-        It is for a force, which nothing may hold up: a process may be frozen in the middle of a transaction. Whoever
-        finds that the record differs from the run's events does the rest.
+        It is for a force, which nothing may hold up: a process may be frozen in the middle of a transaction. The next
+        transaction finds that the record differs from the run's events, and does the rest.
         """
         del thread_id, run_id, change
         return None

@@ -52,7 +52,7 @@ class Problem:
 
     kind: what kind of problem it is.
     where: the place, as the backend names it: a path from the root of the store, or a thread and a run.
-    description: what is wrong, and what a fix does about it, as a sentence.
+    description: the problem, and what a fix does about it, as a sentence.
     is_fixed: whether a fix has repaired it.
     """
 

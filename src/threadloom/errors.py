@@ -28,7 +28,7 @@
         ├── StoreBusyError                    another process held a lock for too long
         └── StoreClosedError                  the store is not open
 
-Every message is one sentence that says what is wrong. Its values are attributes of the error too.
+Every message is one sentence that names the problem. Its values are attributes of the error too.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ class SerializationError(StoreError):
 
     Attributes:
         where: File or other place that holds the record.
-        reason: What is wrong with it, as the end of a sentence.
+        reason: The problem with it, as the end of a sentence.
         offset: Byte of the log at which the damaged line starts, or None for a whole file.
     """
 

@@ -131,7 +131,7 @@ class RunLog:
     """What the log of a run says up to some event: the fold of ``apply`` over the events before.
 
     number: the number of that event, 0 for none.
-    run: the run, as an event told of it last; None before the first.
+    run: the run, as in its last event; None before the first.
     open_steps: the steps that are in progress, by id, in the order in which they were begun.
     open_message: the message that is being streamed, as it was announced.
     text: what was streamed into it so far. A backend that restores a log from a summary passes a ``str``.

@@ -108,7 +108,7 @@ class Child:
         return self._server.ask("bury", self.pid)
 
     async def killed(self) -> None:
-        """Return once the child is dead by SIGKILL, whoever sent it."""
+        """Return once the child is dead by SIGKILL, from any sender."""
         assert os.WTERMSIG(await self.ended()) == signal.SIGKILL
 
 

@@ -1,4 +1,4 @@
-"""A check finds what is wrong and says where, and a fix mends it and touches nothing else."""
+"""A check finds each problem and says where, and a fix repairs it and touches nothing else."""
 
 from typing import Any
 

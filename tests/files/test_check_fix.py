@@ -1,4 +1,4 @@
-"""What a fix makes of what is wrong."""
+"""What a fix makes of each problem."""
 
 import shutil
 from pathlib import Path

@@ -24,7 +24,7 @@ from threadloom.testing._stage import picture
 
 EVERY_FAULT = bool(os.environ.get("THREADLOOM_EVERY_FAULT"))
 SOME_FAULTS = 3  # of one method, that come once; and as many that stay
-MOST_FAILURES = 5  # that are told of at once
+MOST_FAILURES = 5  # that are reported at once
 
 
 def open_descriptors() -> int:

@@ -40,7 +40,7 @@ for line in sys.stdin:
 
 
 class OtherStore:
-    """A store in another process that does what it is told."""
+    """A store in another process that does what it is asked."""
 
     def __init__(self, root: Path) -> None:
         self.process = subprocess.Popen(
@@ -227,7 +227,7 @@ def test_examining_a_file_of_this_process_keeps_its_lock(root, disk, peers):
 # Closing and removing
 
 
-def test_closing_a_store_removes_its_file_and_reports_it_gone_to_whoever_saw_it(root, peers, other):
+def test_closing_a_store_removes_its_file_and_reports_it_gone_to_stores_that_saw_it(root, peers, other):
     peers.look(0)
     other.do("close")
     assert not path_of(root, "other").exists()

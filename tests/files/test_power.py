@@ -42,9 +42,9 @@ EVERY_IMAGE = bool(os.environ.get("THREADLOOM_EVERY_IMAGE"))
 KILLED = "killed"
 Allowed = dict[str, list[Seen | None]]
 SOME_IMAGES = 60
-MOST_FAILURES = 5  # that are told of at once
+MOST_FAILURES = 5  # that are reported at once
 
-# What is told of any crash, and of the limits of a machine on which others work too: no sign of damage.
+# What is reported of any crash, and of the limits of a machine on which others work too: no sign of damage.
 HARMLESS = ("Reclaimed run ", "inotify is unavailable", "inotify cannot watch ")
 
 

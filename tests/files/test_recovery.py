@@ -147,7 +147,7 @@ async def claimed(store) -> Claim:
 
 
 async def looked(store):
-    """Wait until a store has looked at the others once more, and found nobody gone."""
+    """Wait until a store has looked at the others again, and found nobody gone."""
     backend = store._backend
     backend._searched = None
     backend._abandoned_wake.set()

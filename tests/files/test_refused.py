@@ -69,7 +69,7 @@ async def test_a_transaction_that_is_refused_any_look_is_made_or_not_and_leaves_
                 except StoreIOError:
                     failed += 1
                 refusal.calls = None
-                # Whoever writes next in the thread finishes what the refusal has cut off.
+                # The next write in the thread finishes what the refusal has cut off.
                 await store.force_update_run_status("t", "r", RunStatus.FAILED)
                 problems = (await store.check()).problems
                 assert {str(problem.kind) for problem in problems} <= {"dead_lease"}, (at, problems)

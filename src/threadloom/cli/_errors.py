@@ -6,4 +6,4 @@ __all__ = ["CannotStartError"]
 
 
 class CannotStartError(Exception):
-    """A command cannot start. The message says in one sentence what is wrong and what to do."""
+    """A command cannot start. The message names the problem and what to do, in one sentence."""

@@ -43,7 +43,7 @@ from threadloom.records import Lease, RunRecord
 __all__ = ["converter", "said"]
 
 Record = dict[str, Any]
-_LONGEST: Final = 120  # characters of what is told of one value
+_LONGEST: Final = 120  # characters of one value in a message
 
 
 @functools.cache

@@ -97,7 +97,7 @@ class _View(ThreadView):
         return self._thread_keys.get(key) if kind is Thread else self._kept.created.get((kind, key))
 
     def is_gone(self, lease: Lease) -> bool:
-        return False  # whoever holds it shares this process
+        return False  # its holder is in this process
 
     def list_runs(self, page: PageRequest) -> Page[Run]:
         runs = [run.run for run in self._kept.runs.values()]

@@ -233,7 +233,7 @@ class CancellationConformance(Stage):
         async with self.fresh(store) as again:
             assert await picture(again) == written
 
-    async def test_g3_whoever_reads_after_a_write_has_returned_sees_it(self, store: ThreadStore) -> None:
+    async def test_g3_a_read_after_a_write_has_returned_sees_it(self, store: ThreadStore) -> None:
         async with self.beside(store) as other:
             thread = await store.create_thread(Thread.new())
             for n in range(20):

@@ -103,7 +103,7 @@ class ExpiryConformance(Stage):
 
     @for_every_wait
     @pytest.mark.parametrize("way", MEETINGS.values(), ids=MEETINGS)
-    async def test_an_overdue_run_is_expired_by_whoever_meets_it(
+    async def test_an_overdue_run_is_expired_by_any_transaction_that_meets_it(
         self, store: ThreadStore, clock: ManualClock, wait: RunStatus, way: Meeting
     ) -> None:
         run = await overdue_run(store, clock, wait)

@@ -31,7 +31,7 @@ _MOST_LEVELS = 100
 
 Json = dict[str, Any]
 Check = Callable[[Any], str | None]
-"""Checks a value of the right type. Returns the end of a sentence that says what is wrong, or None."""
+"""Checks a value of the right type. Returns the problem as the end of a sentence, or None."""
 
 
 @frozen(eq=False)
@@ -106,7 +106,7 @@ def _is_deep(body: Json) -> bool:
 
 
 def _first_wrong(error: BaseException) -> tuple[str, str]:
-    """Return the place of the first wrong value, and what is wrong with it."""
+    """Return the place of the first wrong value, and its problem."""
     place = ""
     while isinstance(error, BaseValidationError):
         error = error.exceptions[0]

@@ -395,7 +395,7 @@ class Commit:
     def _name_in_index(self, close_later: list[int]) -> None:
         """Name runs in the index before the commit that are new, or were terminal.
 
-        So whoever comes after a crash finds every active run named, and every run with something left to finish.
+        So the next process after a crash finds every active run, and every run that is not finished, by name.
         """
         runs = [(part.before.run, part.files.state.run) for part in self._runs.values()]
         if self._new_run is None and not any(before.status.is_terminal for before, _ in runs):

@@ -71,8 +71,8 @@ class Disk:
 
     Where too many files are open, ``close_spare`` is called, which closes some and returns whether it did.
 
-    What is being written has a name in ``.threadloom/tmp`` until it is whole. It begins with ``owner``, so that whoever
-    opens the store after a crash knows whose it was.
+    What is being written has a name in ``.threadloom/tmp`` until it is whole. It begins with ``owner``, so that
+    a process that opens the store after a crash knows whose it was.
     """
 
     def __init__(self, root: str, owner: str) -> None:
@@ -223,7 +223,7 @@ class Disk:
         return self._retried(lambda: _write_new(path, data))
 
     def _retried(self, function: Callable[[], T]) -> T:
-        """Call a function, and once more if it finds too many files open and some could be closed."""
+        """Call a function, and call it again if too many files were open and some could be closed."""
         try:
             return function()
         except OSError as error:

@@ -82,7 +82,7 @@ def read_events(disk: Disk, thread_id: str, run_id: str, position: Position | No
     """Return the events from a position on, None where there is no log.
 
     A transaction that changes records is shown once the records show it, so that nobody reads of an end and then finds
-    the run at work. Whoever writes it does so within the same lock.
+    the run at work. It is written within the same lock.
     """
     path = layout.events(thread_id, run_id)
     try:

@@ -561,7 +561,7 @@ class FileBackend(Backend):
     def _has_gone_worker(self, thread_id: str) -> bool:
         turn = read_turn(self._disk, thread_id, self._boot)
         if turn is None:
-            return True  # whoever takes its lock makes the entry again
+            return True  # the next holder of its lock makes the entry again
         for _, run_id in turn.active:
             path = layout.status(thread_id, run_id)
             try:

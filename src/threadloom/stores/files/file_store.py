@@ -31,7 +31,7 @@ class FileStore(ThreadStore):
         ``StoreBusyError``; a timedelta or seconds.
     lease_duration: how long the event loop of a worker's process may do nothing before its runs are reclaimed; a
         timedelta or seconds. A process that is dead is noticed at once.
-    max_attempts: how often a run is attempted in all, before losing its worker once more makes it ``failed``.
+    max_attempts: how often a run is attempted in all, before the loss of another worker makes it ``failed``.
     clock: the clock that moments and expiry are judged by; tests pass a ``ManualClock``.
     """
 

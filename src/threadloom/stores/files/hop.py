@@ -55,7 +55,7 @@ class Operation:
 @define(eq=False)
 class _Batch:
     operations: list[Operation] = field(factory=list)
-    # Whoever takes the one token decides: the thread, that the batch is run, or the loop, that it never is.
+    # The one token decides: if the thread takes it, the batch is run; if the loop does, it never is.
     token: deque[None] = field(factory=lambda: deque([None]))
 
     def take(self) -> bool:

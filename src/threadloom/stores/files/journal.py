@@ -117,7 +117,7 @@ class Journal:
         """
         noted = list(writes)
         if not self._is_writing:
-            fcntl.flock(self._gate, fcntl.LOCK_SH)  # whoever has it alone has it for microseconds
+            fcntl.flock(self._gate, fcntl.LOCK_SH)  # an exclusive lock is held for microseconds
             self._is_writing = True
         if self._fd < 0:
             self._begin(0)
@@ -186,7 +186,7 @@ class Journal:
             others = [name for name in self._disk.names(layout.JOURNALS) if owner_of(name) != self._disk.owner]
             settled_ns = settle(self._disk)
             if settled_ns is None:
-                return  # another store is writing: whoever opens the directory next removes it
+                return  # another store is writing: the next open of the directory removes it
             old, self._paths = self._paths, []
             if others:
                 self._begin(settled_ns)

@@ -66,7 +66,7 @@ Sees = Callable[[int, str | None], bool]
 class MessageLog:
     """The messages of a thread as a writer sees them, with the log's descriptor kept from one transaction to the next.
 
-    Call ``refresh`` first in each transaction. Whoever calls it holds the thread's lock. Nothing is opened before.
+    Call ``refresh`` first in each transaction. The caller holds the thread's lock. Nothing is opened before.
 
     end: the size of the log, which ends with a whole line; 0 where there is no log yet.
     count: how many messages were ever appended, which is the place of the next one.
@@ -349,7 +349,7 @@ def _wanted(
 def written_by(disk: Disk, thread_id: str, run_ids: Collection[str], since_place: int) -> list[str]:
     """Return the ids of messages from ``since_place`` on that these runs wrote and that are not deleted, in order.
 
-    Damaged lines are left out: whoever lists the thread sees them.
+    Damaged lines are left out: a listing of the thread reports them.
     """
     path = layout.messages(thread_id)
     where = disk.where(path)

@@ -225,7 +225,7 @@ def _overwrite(disk: Disk, path: str, data: bytearray, part: bytes, offset: int)
 
 
 def _restore_status(disk: Disk, run: str) -> None:
-    """Let a run's record reflect nothing of its log, so that whoever takes the thread's lock writes all of it again.
+    """Let a run's record reflect nothing of its log, so that the next holder of the lock writes all of it again.
 
     The record may be newer than the steps and messages that it speaks of, which the power failure has taken.
     """

@@ -190,7 +190,7 @@ class Transactions:
         try:
             self._finish(thread_id)
         except LockedElsewhereError:
-            self.unfinished.pop(thread_id, None)  # whoever has the lock has finished it first
+            self.unfinished.pop(thread_id, None)  # the holder of the lock has finished it first
         except (OSError, StoreError) as error:
             _logger.warning(
                 "Could not complete the files of thread %s", thread_id, exc_info=error, extra={"thread_id": thread_id}

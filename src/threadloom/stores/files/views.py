@@ -195,7 +195,7 @@ class LockedView(FilesView):
             try:
                 state = self.run(run_id)
             except SerializationError:
-                continue  # whoever asks for it is told; it never holds up the others
+                continue  # a call that asks for it gets the error; it never holds up the others
             if state is not None and not (state.run.status.is_terminal and state.log.has_ended):
                 found.append(state)
         return found

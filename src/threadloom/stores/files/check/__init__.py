@@ -1,7 +1,7 @@
 """The check of a file store: every thread is compared with the logs of its runs, then ``.threadloom`` is looked at.
 
 A thread is first looked at without its lock, in slices, so that others go on. Only what seems to be wrong is looked at
-again under the lock, and repaired there. ``.threadloom`` has no lock: only what is wrong before and after counts.
+again under the lock, and repaired there. ``.threadloom`` has no lock: a problem counts if it is there before and after.
 """
 
 # ruff: noqa: SLF001 - a part of the backend, in a package of its own
@@ -103,7 +103,7 @@ class _Check:
         return fixed + [finding.problem(error=refused.get(finding)) for finding in left]
 
     def _round(self, repaired: list[Finding], refused: dict[Finding, Exception], view: LockedView) -> list[Finding]:
-        """Return what is wrong with a thread, and repair what comes first of it, with ``fix``."""
+        """Return the problems of a thread, and repair the first of them, with ``fix``."""
         check = self._thread_check(view.thread_id)
         for _ in check.look():
             pass

@@ -56,7 +56,7 @@ class Finding:
 
     kind: what kind of problem it is.
     path: where, relative to the root.
-    wrong: what is wrong, as a sentence without its end.
+    wrong: the problem, as a sentence without its end.
     repair: how a fix repairs it; None where somebody has to look at it.
     """
 
@@ -76,7 +76,7 @@ class Finding:
 
 
 class Look:
-    """Reads what lies below the root, and gathers in ``found`` what is wrong with it."""
+    """Reads what lies below the root, and gathers its problems in ``found``."""
 
     def __init__(self, disk: Disk) -> None:
         self.found: list[Finding] = []

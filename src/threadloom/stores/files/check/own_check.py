@@ -35,7 +35,7 @@ _KEY_REMEDY: Final = "moves it to .threadloom/damaged; then something may be cre
 
 
 def look_at_own(disk: Disk, is_dead: Callable[[str], bool]) -> list[Finding]:
-    """Return what is wrong. What another process is just doing may be among it: only what stays is wrong."""
+    """Return the problems. What another process is just doing may be among them: only those that stay count."""
     look = Look(disk)
     _look_at_assistants(look)
     found = [_under_lock(disk, finding) for finding in look.found]
@@ -68,7 +68,7 @@ def _look_at_assistants(look: Look) -> None:
 
 
 def _under_lock(disk: Disk, finding: Finding) -> Finding:
-    """Let damage be moved away under the lock of whoever writes it: that of assistants, or of a directory of keys."""
+    """Let damage be moved away under its writers' lock: that of assistants, or of a directory of keys."""
     if finding.repair is None:
         return finding
     directory = os.path.dirname(finding.path)

@@ -46,7 +46,7 @@ class RunCheck:
 
     @property
     def found(self) -> list[Finding]:
-        """What is wrong."""
+        """The problems."""
         return self._look.found
 
     def look(self) -> Generator[None, None, None]:
@@ -145,7 +145,7 @@ class RunCheck:
 
     @property
     def is_new(self) -> bool:
-        """Whether the record reflects nothing of the log yet, so that whoever reads the log does what it says."""
+        """Whether the record reflects nothing of the log yet, so that the next reader of the log does what it says."""
         summary = self._status.summary if self._status is not None else None
         return summary is not None and summary.bytes == 0
 

@@ -58,7 +58,7 @@ class ThreadCheck:
 
     @property
     def found(self) -> list[Finding]:
-        """What is wrong. It is complete when ``look`` has ended."""
+        """The problems. The list is complete when ``look`` has ended."""
         return self._look.found
 
     def look(self) -> Generator[None, None, None]:
